@@ -1,0 +1,120 @@
+r"""Monte Carlo of the noisy network itself: the Markov chain of MATHEMATICS section 1.
+
+Every data point gets the same number of paths, so the estimator is stratified: its standard
+error is that of the sampling alone, sqrt(sum_i var_i / n_i) / M.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kolmo.errors import InputError
+from kolmo.problem import Problem
+
+#: paths simulated at once: a block of features stays in cache
+BLOCK = 16384
+#: 97.5% quantile of the normal distribution
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A sampled J: value, its standard error (sampling only), paths used, seconds."""
+
+    value: float
+    standard_error: float
+    paths: int
+    seconds: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% confidence interval."""
+        half = Z95 * self.standard_error
+        return self.value - half, self.value + half
+
+
+def increments(problem: Problem, layer: int, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Increments of coupled copies x (copies, N, d) driven by the same masks."""
+    state = generator.get_state()
+    parts = []
+    for copy in x:
+        generator.set_state(state)
+        parts.append(problem.noise.sample(problem.network, layer, copy, generator))
+    return torch.stack(parts)
+
+
+class Chain:
+    """Paths of a problem's chain on a torch device ('cpu' or 'cuda'), float64 or float32.
+
+    seed: of the noise. Raises InputError where the device is absent.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        from kolmo.device import resolve
+
+        self.problem, self.device, self.dtype = problem, torch.device(resolve(device)), dtype
+        self.generator = torch.Generator(self.device).manual_seed(int(seed))
+        self._points = problem.data.points.to(self.device, dtype)
+        self._labels = problem.data.labels.to(self.device)
+
+    def features(self, x: Tensor) -> Tensor:
+        """X_L of one path from each row of x (N, d)."""
+        for layer in range(self.problem.network.depth):
+            x = x + self.problem.noise.sample(self.problem.network, layer, x, self.generator)
+        return x
+
+    def losses(self, copies: int) -> Tensor:
+        """Loss of `copies` paths from every data point, shape (copies, M)."""
+        x = self._points.repeat(copies, 1)
+        final = self.features(x)
+        return self.problem.loss(final, self._labels.repeat(copies)).reshape(copies, -1)
+
+    def estimate(self, paths: int = 1_000_000) -> Estimate:
+        """J from about `paths` paths (the same number from every point), by streaming moments.
+
+        Raises InputError where paths < 2 per data point.
+        """
+        count = len(self._points)
+        copies = _copies(paths, count)
+        start = time.perf_counter()
+        done, mean = 0, torch.zeros(count, dtype=torch.float64)
+        square = torch.zeros_like(mean)
+        network = self.problem.network
+        original = next(network.parameters(), torch.empty(0, dtype=torch.float64))
+        moved = original.dtype != self.dtype or original.device != self.device
+        with torch.no_grad():
+            if moved:
+                network.to(self.device, self.dtype)
+            try:
+                while done < copies:
+                    block = min(max(1, BLOCK // count), copies - done)
+                    losses = self.losses(block).to("cpu", torch.float64)
+                    shift = losses.mean(dim=0) - mean
+                    square += ((losses - losses.mean(dim=0)) ** 2).sum(dim=0)
+                    square += shift**2 * (done * block / (done + block))
+                    mean += shift * (block / (done + block))
+                    done += block
+            finally:
+                if moved:
+                    network.to(original.device, original.dtype)
+        variance = square / (copies - 1) / copies
+        error = math.sqrt(float(variance.sum())) / count
+        return Estimate(float(mean.mean()), error, copies * count, time.perf_counter() - start)
+
+
+def _copies(paths: int, points: int) -> int:
+    if not paths >= 2 * points:
+        raise InputError(f"paths: {paths!r} is too few, the {points} data points need at least 2 each")
+    return round(paths / points)

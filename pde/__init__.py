@@ -1,0 +1,14 @@
+"""The backward Kolmogorov equation by finite elements (knows nothing of networks' insides)."""
+
+from __future__ import annotations
+
+from kolmo.pde.backend import make_space, resolve, space_on
+from kolmo.pde.kolmogorov import BackwardKolmogorov, Solution
+from kolmo.pde.mesh import DEFAULT_CELLS, Mesh, box_mesh
+from kolmo.pde.propagator import Explicit, Implicit, Propagator
+from kolmo.pde.space import Space
+
+__all__ = [
+    "DEFAULT_CELLS", "BackwardKolmogorov", "Explicit", "Implicit", "Mesh", "Propagator", "Solution",
+    "Space", "box_mesh", "make_space", "resolve", "space_on",
+]

@@ -1,0 +1,126 @@
+"""All differences between dolfinx 0.5 and 0.11, and nothing else.
+
+Every function takes what the newest version takes and does what the installed one needs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+#: versions whose interface this module knows
+OLDEST, NEWEST = (0, 5), (0, 11)
+
+
+def version() -> tuple[int, ...]:
+    """The installed dolfinx as numbers, (0, 5, 2) say."""
+    import dolfinx
+
+    return tuple(int(n) for n in re.findall(r"\d+", dolfinx.__version__)[:3])
+
+
+@lru_cache(maxsize=1)
+def unavailable() -> str | None:
+    """Why dolfinx cannot be used, or None where it can."""
+    if importlib.util.find_spec("dolfinx") is None:
+        return "it is not installed for this Python"
+    try:
+        import dolfinx.fem.petsc
+        import petsc4py.PETSc  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
+        return f"importing it failed ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+    if version() < OLDEST:
+        return f"version {dolfinx.__version__} is older than {'.'.join(map(str, OLDEST))}"
+    if np.issubdtype(petsc4py.PETSc.ScalarType, np.complexfloating):
+        return "its PETSc is a complex build, a real one is needed"
+    return None
+
+
+def create_mesh(comm: Any, points: np.ndarray, cells: np.ndarray) -> Any:
+    """A simplicial mesh from global arrays on rank 0 (others pass empty ones)."""
+    import ufl
+    from dolfinx import mesh
+
+    dim = points.shape[1]
+    cell = {1: "interval", 2: "triangle", 3: "tetrahedron"}[dim]
+    if version() < (0, 7):
+        domain = ufl.Mesh(ufl.VectorElement("Lagrange", cell, 1, dim=dim))
+    else:
+        import basix.ufl
+
+        domain = ufl.Mesh(basix.ufl.element("Lagrange", cell, 1, shape=(dim,)))
+    names = inspect.signature(mesh.create_mesh).parameters
+    element = "e" if "e" in names else "domain"
+    return mesh.create_mesh(comm, cells, **{"x": points, element: domain})
+
+
+def linear_space(mesh: Any) -> Any:
+    """P1 functions on the mesh."""
+    from dolfinx import fem
+
+    if hasattr(fem, "functionspace"):
+        return fem.functionspace(mesh, ("Lagrange", 1))
+    return fem.FunctionSpace(mesh, ("Lagrange", 1))
+
+
+def cell_geometry(mesh: Any) -> np.ndarray:
+    """Geometry nodes of each cell on this process, ghosts included, shape (E, d + 1)."""
+    dofmap = mesh.geometry.dofmap
+    if isinstance(dofmap, np.ndarray):
+        return dofmap
+    return np.asarray(dofmap.array).reshape(len(dofmap), -1)
+
+
+def cell_dofs(space: Any) -> np.ndarray:
+    """Degrees of freedom of each cell on this process, ghosts included, shape (E, d + 1)."""
+    dofmap = space.dofmap.list
+    if isinstance(dofmap, np.ndarray):
+        return dofmap
+    return np.asarray(dofmap.array).reshape(len(dofmap), -1)
+
+
+def global_range(index_map: Any) -> tuple[int, int]:
+    """First and one past the last global number owned by this process."""
+    return tuple(index_map.local_range)
+
+
+def global_numbers(index_map: Any) -> np.ndarray:
+    """Global number of every local index, ghosts last."""
+    owned = index_map.size_local + index_map.num_ghosts
+    return np.asarray(index_map.local_to_global(np.arange(owned, dtype=np.int32)))
+
+
+def function_array(function: Any) -> np.ndarray:
+    """A function's local values, ghosts last, as a writable view."""
+    return function.x.array
+
+
+def assemble_matrix(form: Any, matrix: Any = None) -> Any:
+    """The form's PETSc matrix, assembled anew or into a given one."""
+    from dolfinx.fem import petsc
+
+    if matrix is None:
+        matrix = petsc.assemble_matrix(form)
+    else:
+        matrix.zeroEntries()
+        # the overload for a given matrix is reached the same way in every version
+        petsc.assemble_matrix(matrix, form)
+    matrix.assemble()
+    return matrix
+
+
+def assemble_owned_vector(form: Any, size: int) -> np.ndarray:
+    """A linear form's values on this process's nodes, contributions of all processes added."""
+    from dolfinx.fem import petsc
+    from petsc4py import PETSc
+
+    vector = petsc.assemble_vector(form)
+    vector.ghostUpdate(addv=PETSc.InsertMode.ADD, mode=PETSc.ScatterMode.REVERSE)
+    result = vector.array[:size].copy()
+    vector.destroy()
+    return result

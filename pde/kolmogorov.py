@@ -1,0 +1,232 @@
+r"""The backward Kolmogorov equation of a training problem, differentiable in the weights.
+
+    u_t + b . grad u + 1/2 a : hess u = 0 on [0, T),   u_y(., T) = Phi_y,
+    J = sum_y <u_y(., 0), mu_y>                                    (MATHEMATICS section 3)
+
+Network and mesh meet in the values of b and a at the coefficient points: torch evaluates and
+differentiates those, `march` solves the equation and its exact discrete adjoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kolmo.errors import InputError
+from kolmo.modified import Coefficients, check_order, modified_equation
+from kolmo.network import LayeredNetwork
+from kolmo.pde import march
+from kolmo.pde.backend import make_space
+from kolmo.pde.boundary import taper
+from kolmo.pde.domain import choose_half_width
+from kolmo.pde.mesh import DEFAULT_CELLS
+from kolmo.pde.propagator import PROPAGATORS, Propagator
+from kolmo.pde.space import Space
+from kolmo.problem import Problem
+from kolmo.text import nearest
+
+#: hidden values of one evaluation of the network: few enough layers at a time to stay in cache
+_CACHE_VALUES = 150_000
+#: hidden values kept for the gradient; above, layers are evaluated again in the backward pass
+_STORED_VALUES = 8_000_000
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Value function and density at every layer, on the nodes.
+
+    times (L + 1,); points (Q, d); value and density (L + 1, Q, 2), columns are the classes
+    0 and 1. `density` holds nodal masses (its sum over nodes is the class's share of the
+    data); divide by `lumped_mass` (Q,) for a density per unit volume.
+    """
+
+    times: np.ndarray
+    points: np.ndarray
+    value: np.ndarray
+    density: np.ndarray
+    lumped_mass: np.ndarray
+
+    @property
+    def duality(self) -> np.ndarray:
+        """sum_y <u_y(t), rho_y(t)> at every time, shape (L + 1,): constant, equal to J."""
+        return np.einsum("tqc,tqc->t", self.value, self.density)
+
+
+class BackwardKolmogorov:
+    """The equation of one problem on one mesh.
+
+    cells: intervals per direction (default 256, 96, 32 in 1, 2, 3-D). order: of the modified
+    equation, 1 or 2. backend: 'auto', 'dolfinx' or 'skfem'. propagator: 'explicit',
+    'implicit' or a Propagator. half_width: R of the box; by default chosen from the data and a
+    pilot sample of the chain. space: a ready Space, in place of cells, backend and half_width.
+    limit: clip u to [min Phi, max Phi] after every substep, as training needs.
+
+    Raises InputError on d > 3 or bad options, MissingBackendError on an absent backend; the
+    methods raise InfeasibleError where the mesh cannot resolve the weights.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        cells: int | None = None,
+        order: int = 2,
+        backend: str = "auto",
+        propagator: str | Propagator = "explicit",
+        half_width: float | None = None,
+        space: Space | None = None,
+        limit: bool = True,
+    ) -> None:
+        check_order(problem.network, order)
+        dim = problem.network.dim
+        if dim > 3:
+            raise InputError(
+                f"problem: the Kolmogorov equation is solved in 1, 2 or 3 dimensions, the data have {dim}; "
+                "the chain estimator takes any dimension"
+            )
+        if isinstance(propagator, str):
+            if propagator not in PROPAGATORS:
+                raise InputError(f"propagator: {propagator!r} is unknown{nearest(propagator, PROPAGATORS)}")
+            propagator = PROPAGATORS[propagator]()
+        if space is None:
+            half_width = choose_half_width(problem) if half_width is None else half_width
+            space = make_space(backend, dim, DEFAULT_CELLS[dim] if cells is None else cells, half_width)
+        if space.dim != dim:
+            raise InputError(f"space: {space.dim}-dimensional, the problem has {dim} features")
+        self.problem, self.order, self.propagator, self.space = problem, order, propagator, space
+        self.limit = limit
+        self._points = torch.from_numpy(np.ascontiguousarray(space.coefficient_points))
+        self._terminal = np.stack(
+            [problem.loss(self._points, label).detach().numpy() for label in (0, 1)], axis=1
+        )
+        self._initial = initial_measure(space, problem)
+        self.last: march.Trajectory | None = None
+        """The latest backward march, for inspection (substeps, violation of the maximum principle)."""
+
+    def coefficients(self, network: LayeredNetwork | None = None) -> Coefficients:
+        """Tapered drift and diffusion at the nodes, for all layers, differentiable in the weights."""
+        network = self.problem.network if network is None else network
+        model = _CoefficientModel(network, self)
+        if self.space.processes == 1:
+            return Coefficients(*model(self._points))
+        shared = _SumGradients.apply(self.space, *network.parameters())
+        names = [f"network.{name}" for name, _ in network.named_parameters()]
+        parameters = dict(zip(names, shared, strict=True))
+        return Coefficients(*torch.func.functional_call(model, parameters, (self._points,)))
+
+    def expected_loss(self, network: LayeredNetwork | None = None) -> Tensor:
+        """J(theta), a float64 scalar; its backward() is the exact discrete adjoint.
+
+        network: other weights than the problem's (same dimension and loss).
+        Raises InfeasibleError (maximum principle, stiffness, non-finite values).
+        """
+        coefficients = self.coefficients(network)
+        depth_step = (network or self.problem.network).step
+        return _ExpectedLoss.apply(coefficients.drift, coefficients.diffusion, self, depth_step)
+
+    def march(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> tuple[float, march.Trajectory]:
+        """J and the backward trajectory for nodal coefficients (L, Q, d) and (L, Q, d[, d])."""
+        steps = [
+            self.propagator.on_layer(self.space, self.space.generator(drift[k], diffusion[k]), step, k)
+            for k in range(len(drift))
+        ]
+        trajectory = march.backward(self.space, steps, self._terminal, self.limit)
+        self.last = trajectory
+        local = np.array(np.vdot(trajectory.initial, self._initial))
+        return float(self.space.sum(local)), trajectory
+
+    def solve(self, network: LayeredNetwork | None = None) -> Solution:
+        """Value function and density at all layers (one process)."""
+        network = self.problem.network if network is None else network
+        with torch.no_grad():
+            coefficients = self.coefficients(network)
+        _, trajectory = self.march(coefficients.drift.numpy(), coefficients.diffusion.numpy(), network.step)
+        densities: list[np.ndarray] = []
+        densities.append(march.forward(trajectory, self._initial, lambda _, rho: densities.append(rho)))
+        return Solution(
+            times=network.step * np.arange(network.depth + 1),
+            points=self.space.coefficient_points,
+            value=np.stack([trajectory.value(k) for k in range(network.depth + 1)]),
+            density=np.stack(densities),
+            lumped_mass=self.space.lumped_mass,
+        )
+
+
+def initial_measure(space: Space, problem: Problem) -> np.ndarray:
+    """mu as nodal masses (Q, 2): each point gives 1/M to its class, shared by its cell's nodes."""
+    weights = space.interpolation(problem.data.points.numpy())
+    labels = problem.data.labels.numpy()
+    one_hot = np.stack([labels == 0, labels == 1], axis=1) / len(labels)
+    return np.asarray(weights.T @ one_hot)
+
+
+class _CoefficientModel(nn.Module):
+    """Weights -> tapered (b, a) at the nodes, layer ranges in turns where memory is short."""
+
+    def __init__(self, network: LayeredNetwork, equation: BackwardKolmogorov) -> None:
+        super().__init__()
+        self.network = network
+        self._equation = equation
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        network = self.network
+        per_layer = max(1, len(points)) * getattr(network, "width", 16)
+        chunk = max(1, _CACHE_VALUES // per_layer)
+        recompute = per_layer * network.depth > _STORED_VALUES
+        parts = []
+        for k in range(0, network.depth, chunk):
+            layers = slice(k, k + chunk)
+            if recompute:
+                parts.append(checkpoint(self._range, layers, points, use_reentrant=False))
+            else:
+                parts.append(self._range(layers, points))
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _range(self, layers: slice, points: Tensor) -> tuple[Tensor, Tensor]:
+        equation = self._equation
+        free = modified_equation(self.network, equation.problem.noise, points, equation.order, layers)
+        tapered = taper(free, points, equation.space.half_width)
+        return tapered.drift, tapered.diffusion
+
+
+class _ExpectedLoss(torch.autograd.Function):
+    """(b, a) -> J by the march; backward: the exact discrete adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, drift: Tensor, diffusion: Tensor, equation: BackwardKolmogorov, step: float) -> Tensor:
+        value, ctx.trajectory = equation.march(drift.detach().numpy(), diffusion.detach().numpy(), step)
+        ctx.equation, ctx.shape = equation, diffusion.shape
+        return drift.new_tensor(value)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        equation: BackwardKolmogorov = ctx.equation
+        diagonal = len(ctx.shape) == 3
+        d_drift = np.empty((*ctx.shape[:2], equation.space.dim))
+        d_diffusion = np.empty(tuple(ctx.shape))
+
+        def collect(layer: int, cotangent: np.ndarray) -> None:
+            d_drift[layer], d_diffusion[layer] = equation.space.pullback(cotangent, diagonal)
+
+        march.adjoint(ctx.trajectory, equation._initial, collect, float(scale))
+        return torch.from_numpy(d_drift), torch.from_numpy(d_diffusion), None, None
+
+
+class _SumGradients(torch.autograd.Function):
+    """Parameters held alike by every process; gradients are summed over processes."""
+
+    @staticmethod
+    def forward(ctx: Any, space: Space, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.space = space
+        return tuple(p.view_as(p) for p in parameters)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *(torch.from_numpy(ctx.space.sum(np.ascontiguousarray(g.numpy()))) for g in gradients))

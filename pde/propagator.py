@@ -1,0 +1,180 @@
+r"""One layer of time stepping: fixed maps of K with exact transposes.
+
+The value function marches backward over a layer, u(t) = exp((s - t) M^-1 K) u(s); each
+propagator is one rational or polynomial map of K, so its transpose (the density's forward
+step) and its derivative by K are exact to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from kolmo.errors import InputError, StiffnessError
+from kolmo.pde.space import Generator, Space
+
+
+class Propagator(ABC):
+    """A scheme; `on_layer` prepares it for one generator and one layer's length in time."""
+
+    #: order in the time step, asserted by the tests
+    order: int
+
+    @abstractmethod
+    def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
+        """The substeps of one layer. Raises StiffnessError where the scheme would need too many."""
+
+
+class Steps(ABC):
+    """`count` equal substeps over one layer, as maps of nodal values (Q, C)."""
+
+    count: int
+
+    @abstractmethod
+    def backward(self, u: np.ndarray) -> np.ndarray:
+        """The value function one substep earlier."""
+
+    @abstractmethod
+    def forward(self, rho: np.ndarray) -> np.ndarray:
+        """The density one substep later: the exact transpose of `backward`."""
+
+    @abstractmethod
+    def adjoint(self, rho: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`forward(rho)` and the cotangent of K: d/dK of sum_c rho_c . backward(u)_c."""
+
+
+#: substep rate bound rho = dt max_r sum_s |K_rs| / Ml_r for k = 0, 1, 2, 3 Neumann corrections
+_RATE_LIMIT = (2.0, 1.5, 1.2, 1.0)
+
+
+class Explicit(Propagator):
+    r"""Taylor-4 of exp(dt M^-1 K), the mass inverted by a lumped mass and k Neumann corrections.
+
+        M_k^-1 = sum_{j<=k} (I - Ml^-1 M)^j Ml^-1
+
+    is symmetric, exact to order h^{2k+2} on smooth modes, and costs k sparse products: no
+    solves. corrections: k in 0..3. cap: most substeps a layer may need before it is refused.
+    """
+
+    order = 4
+
+    def __init__(self, corrections: int = 2, cap: int = 64, substeps: int | None = None) -> None:
+        if corrections not in range(len(_RATE_LIMIT)):
+            raise InputError(f"corrections: {corrections!r} is not 0, 1, 2 or 3")
+        self.corrections, self.cap, self.substeps = corrections, cap, substeps
+
+    def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
+        rate = space.maximum(generator.rate()) * step
+        count = max(1, math.ceil(rate / _RATE_LIMIT[self.corrections]))
+        if count > self.cap:
+            raise StiffnessError(
+                f"layer {layer}: the explicit step would need {count} substeps, at most {self.cap} are "
+                "allowed; take smaller weights or less noise, fewer cells, or propagator='implicit'",
+                layer,
+            )
+        count = count if self.substeps is None else self.substeps
+        return _ExplicitSteps(space, generator, step / count, count, self.corrections)
+
+
+class _ExplicitSteps(Steps):
+    def __init__(self, space: Space, generator: Generator, dt: float, count: int, corrections: int) -> None:
+        self.count = count
+        self._space, self._generator, self._dt, self._corrections = space, generator, dt, corrections
+        self._inverse_lumped = 1 / space.lumped_mass[:, None]
+
+    def _solve_mass(self, v: np.ndarray) -> np.ndarray:
+        """M_k^-1 v, by Horner's rule in I - Ml^-1 M."""
+        first = self._inverse_lumped * v
+        result = first
+        for _ in range(self._corrections):
+            result = first + self._space.mass_defect(result)
+        return result
+
+    def _stages(self, u: np.ndarray) -> list[np.ndarray]:
+        """w_4 = u, w_{j-1} = u + dt/j M_k^-1 K w_j; the new state is w_0."""
+        stages = [u]
+        for j in (4, 3, 2, 1):
+            stages.append(u + self._solve_mass(self._generator.apply(stages[-1])) * (self._dt / j))
+        return stages
+
+    def backward(self, u: np.ndarray) -> np.ndarray:
+        return self._stages(u)[-1]
+
+    def forward(self, rho: np.ndarray) -> np.ndarray:
+        result, stage = rho, rho
+        for j in (1, 2, 3, 4):
+            stage = self._generator.transpose(self._solve_mass(stage)) * (self._dt / j)
+            result = result + stage
+        return result
+
+    def adjoint(self, rho: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        states = self._stages(u)[3::-1]  # w_1, w_2, w_3, w_4
+        result, stage, weights = rho, rho, []
+        for j in (1, 2, 3, 4):
+            weights.append(self._solve_mass(stage) * (self._dt / j))
+            stage = self._generator.transpose(weights[-1])
+            result = result + stage
+        cotangent = self._generator.sensitivity(np.hstack(weights), np.hstack(states))
+        return result, cotangent
+
+
+class Implicit(Propagator):
+    r"""TR-BDF2, gamma = 2 - sqrt 2, consistent mass, one factorisation of M - alpha K per layer.
+
+        (M - alpha K) u* = (M + alpha K) u,      alpha = gamma dt / 2,
+        (M - alpha K) u' = M (e1 u* - e0 u),     e1 = 1 / (gamma (2 - gamma)), e0 = e1 (1 - gamma)^2.
+
+    For stiff cases and as cross-check; L-stable, which does not bound u.
+    Source: Bank et al., IEEE Trans. Electron Devices 32 (1985).
+    substeps: per layer.
+    """
+
+    order = 2
+
+    def __init__(self, substeps: int = 2) -> None:
+        if int(substeps) != substeps or substeps < 1:
+            raise InputError(f"substeps: {substeps!r} is not a positive integer")
+        self.substeps = int(substeps)
+
+    def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
+        return _ImplicitSteps(space, generator, step / self.substeps, self.substeps)
+
+
+class _ImplicitSteps(Steps):
+    _gamma = 2 - math.sqrt(2)
+    _e1 = 1 / (_gamma * (2 - _gamma))
+    _e0 = _e1 * (1 - _gamma) ** 2
+
+    def __init__(self, space: Space, generator: Generator, dt: float, count: int) -> None:
+        self.count = count
+        self._space, self._generator = space, generator
+        self._alpha = self._gamma * dt / 2
+        self._solver = generator.shifted(self._alpha)
+
+    def _stages(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        middle = self._solver.solve(self._space.mass(u) + self._alpha * self._generator.apply(u))
+        return middle, self._solver.solve(self._space.mass(self._e1 * middle - self._e0 * u))
+
+    def backward(self, u: np.ndarray) -> np.ndarray:
+        return self._stages(u)[1]
+
+    def _dual_stages(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        last = self._solver.solve_transpose(rho)
+        moved = self._space.mass(last)
+        first = self._solver.solve_transpose(self._e1 * moved)
+        density = self._space.mass(first) + self._alpha * self._generator.transpose(first) - self._e0 * moved
+        return last, first, density
+
+    def forward(self, rho: np.ndarray) -> np.ndarray:
+        return self._dual_stages(rho)[2]
+
+    def adjoint(self, rho: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        middle, new = self._stages(u)
+        last, first, density = self._dual_stages(rho)
+        weights = self._alpha * np.hstack([last, first])
+        return density, self._generator.sensitivity(weights, np.hstack([new, middle + u]))
+
+
+PROPAGATORS: dict[str, type[Propagator]] = {"explicit": Explicit, "implicit": Implicit}
