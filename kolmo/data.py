@@ -77,7 +77,7 @@ def _halves(samples: int) -> tuple[int, int]:
     return int(samples) // 2, int(samples) - int(samples) // 2
 
 
-def moons(samples: int = 200, noise: float = 0.15, seed: int = 0) -> Dataset:
+def moons(samples: int = 200, noise: float = 0.3, seed: int = 0) -> Dataset:
     """Two interleaving half circles with Gaussian noise (scikit-learn's make_moons)."""
     from sklearn.datasets import make_moons
 

@@ -1,0 +1,47 @@
+# Kolmo: everything from a clone.
+#
+#   make setup       .venv with Kolmo and its tests' tools (quick when done already)
+#   make test        the quick tests                       ARGS='-k mesh' passes on to pytest
+#   make test-all    the slow ones too
+#   make lint        ruff and mypy
+#   make reproduce   every result, into runs/reproduce     ARGS=--quick for the small version
+#   make clean       removes caches, builds and .venv; runs/ stays
+
+ARGS ?=
+STAMP := .venv/.kolmo-stamp
+# an interpreter that was removed since leaves a dangling link: set up again
+STALE := $(shell test -x .venv/bin/python || echo again)
+# folders beside kolmo/ that are its subpackages (pyproject.toml, package-dir)
+SUBPACKAGES := pde control experiments
+# mypy knows nothing of package-dir: it reads this tree of links instead
+TYPES := build/types
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-all lint reproduce clean again
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup $(STALE)
+	@scripts/setup
+
+test: setup
+	.venv/bin/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: setup
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: setup
+	.venv/bin/ruff check .
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/kolmo
+	@ln -s $(addprefix ../../../,$(wildcard kolmo/*) $(SUBPACKAGES)) $(TYPES)/kolmo/
+	cd $(TYPES) && ../../.venv/bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p kolmo
+
+reproduce: setup
+	.venv/bin/kolmo reproduce --out runs/reproduce --overwrite $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,154 @@
+r"""Projected L-BFGS with backtracking: quasi-Newton steps in a box that survive refusals.
+
+The value of a trial point may be refused (InfeasibleError: the mesh cannot resolve these
+weights, or the maximum principle is violated); such a point counts as outside the admissible
+set and the step is cut to a quarter. Every accepted step satisfies Armijo's condition, so the
+result is never worse than the start.
+
+Source: Nocedal, Wright, Numerical Optimization, 2006, algorithms 7.4, 7.5; Bertsekas, SIAM J.
+Control Optim. 20 (1982), for the projection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kolmo.control.admissible import Box
+from kolmo.control.objective import Objective
+from kolmo.errors import InfeasibleError
+
+_ARMIJO = 1e-4
+_BACKTRACKS = 30
+
+
+@dataclass
+class Iterate:
+    """What a callback sees after each accepted step; `refused` counts infeasible trials so far."""
+
+    iteration: int
+    theta: np.ndarray
+    value: float
+    residual: float
+    evaluations: int
+    refused: int
+
+
+@dataclass
+class Result:
+    """Where the optimiser ended.
+
+    status: 'stationary' (residual below the tolerance), 'stalled' (no step descends any
+    more), or 'iteration limit'. refused: reasons and numbers of infeasible trial points.
+    """
+
+    theta: np.ndarray
+    value: float
+    residual: float
+    iterations: int
+    evaluations: int
+    status: str
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+def lbfgs(
+    objective: Objective,
+    theta: np.ndarray,
+    admissible: Box | None = None,
+    *,
+    iterations: int = 200,
+    tolerance: float = 1e-6,
+    memory: int = 20,
+    initial_step: float | None = None,
+    callback: Callable[[Iterate], None] | None = None,
+) -> Result:
+    """Minimise the objective over the admissible set, from theta (projected onto it).
+
+    tolerance: on the Euclidean norm of theta - P(theta - gradient). initial_step: length of
+    the first trial step in units of the gradient (default 1 / |gradient|). Raises
+    InfeasibleError only where the start itself is refused.
+    """
+    admissible = Box() if admissible is None else admissible
+    theta = admissible.project(np.asarray(theta, dtype=np.float64))
+    before = objective.evaluations
+    value, gradient = objective.value_and_gradient(theta)
+    pairs: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=memory)
+    refused: dict[str, int] = {}
+    status, iteration = "iteration limit", 0
+    residual = float(np.linalg.norm(admissible.residual(theta, gradient)))
+    while iteration < iterations:
+        if residual <= tolerance:
+            status = "stationary"
+            break
+        free = ~admissible.blocked(theta, gradient)
+        direction = _direction(np.where(free, gradient, 0.0), pairs)
+        direction[~free] = 0.0
+        first = 1.0 if pairs else (initial_step or 1 / max(1.0, float(np.linalg.norm(gradient))))
+        trial = _search(objective, admissible, theta, value, gradient, direction, first, refused)
+        if trial is None and pairs:
+            pairs.clear()  # the model may be to blame: once more along the gradient
+            continue
+        if trial is None:
+            status = "stalled"
+            break
+        new_theta, new_value, new_gradient = trial
+        s, y = new_theta - theta, new_gradient - gradient
+        if s @ y > 1e-10 * np.linalg.norm(s) * np.linalg.norm(y):
+            pairs.append((s, y))
+        theta, value, gradient = trial
+        iteration += 1
+        residual = float(np.linalg.norm(admissible.residual(theta, gradient)))
+        if callback is not None:
+            count = objective.evaluations - before
+            callback(Iterate(iteration, theta, value, residual, count, sum(refused.values())))
+    objective.theta = theta
+    return Result(theta, value, residual, iteration, objective.evaluations - before, status, refused)
+
+
+def _direction(gradient: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """-H gradient by the two-loop recursion."""
+    q = -gradient
+    weights = []
+    for s, y in reversed(pairs):
+        alpha = (s @ q) / (s @ y)
+        weights.append(alpha)
+        q = q - alpha * y
+    if pairs:
+        s, y = pairs[-1]
+        q = q * ((s @ y) / (y @ y))
+    for (s, y), alpha in zip(pairs, reversed(weights), strict=True):
+        q = q + (alpha - (y @ q) / (s @ y)) * s
+    return q if q @ gradient < 0 else -gradient
+
+
+def _search(
+    objective: Objective,
+    admissible: Box,
+    theta: np.ndarray,
+    value: float,
+    gradient: np.ndarray,
+    direction: np.ndarray,
+    length: float,
+    refused: dict[str, int],
+) -> tuple[np.ndarray, float, np.ndarray] | None:
+    """The first point on the projected arc with sufficient decrease, or None."""
+    for _ in range(_BACKTRACKS):
+        trial = admissible.project(theta + length * direction)
+        expected = float(gradient @ (trial - theta))
+        if expected >= 0 or not np.any(trial != theta):
+            return None
+        try:
+            new_value, new_gradient = objective.value_and_gradient(trial)
+        except InfeasibleError as error:
+            reason = type(error).__name__
+            refused[reason] = refused.get(reason, 0) + 1
+            length *= 0.25
+            continue
+        if new_value <= value + _ARMIJO * expected:
+            return trial, new_value, new_gradient
+        # minimiser of the parabola through both values and the slope, kept in [0.1, 0.5]
+        length *= min(0.5, max(0.1, -expected / (2 * (new_value - value - expected))))
+    return None

@@ -1,0 +1,154 @@
+r"""Training by PDE control: L-BFGS through the backward Kolmogorov equation, mesh by mesh.
+
+Coarse meshes give a warm start. At every change of mesh and at the end the result is audited:
+the box against coupled paths, J against the chain. A failed audit means a finer mesh or a
+wider box and more iterations; a result that cannot be audited is not returned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kolmo.chain import Chain
+from kolmo.control.admissible import Box
+from kolmo.control.lbfgs import Iterate, Result, lbfgs
+from kolmo.control.objective import Objective
+from kolmo.errors import AuditError, InfeasibleError
+from kolmo.pde import BackwardKolmogorov
+from kolmo.pde.domain import audit_domain, choose_half_width
+from kolmo.pde.resolution import MOST_CELLS
+from kolmo.penalty import Penalty
+from kolmo.problem import Problem
+
+#: the audit allows max(3 standard errors, 5%) plus an absolute floor in units of the loss
+AUDIT_RELATIVE, AUDIT_FLOOR, AUDIT_PATHS = 0.05, 2e-3, 100_000
+#: finer or wider repetitions after a failed audit
+REPETITIONS = 3
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One accepted step: objective so far, block evaluations at a point, seconds since the start."""
+
+    cells: int
+    objective: float
+    evaluations: int
+    seconds: float
+    theta: np.ndarray
+
+
+@dataclass
+class Training:
+    """How the training went: the last optimiser's result, its mesh, and what it cost."""
+
+    result: Result
+    cells: int
+    half_width: float
+    iterations: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    refused: dict[str, int] = field(default_factory=dict)
+    audits: list[str] = field(default_factory=list)
+
+
+def train(
+    problem: Problem,
+    penalties: Sequence[Penalty] = (),
+    *,
+    cells: Sequence[int] = (40, 72),
+    iterations: Sequence[int] = (80, 40),
+    order: int = 2,
+    backend: str = "auto",
+    tolerance: float = 1e-5,
+    admissible: Box | None = None,
+    seed: int = 0,
+    callback: Callable[[Progress], None] | None = None,
+) -> Training:
+    """Train the problem's network in place. Raises InfeasibleError where no mesh accepts the
+    start, and AuditError where the end does not agree with the chain on the finest mesh."""
+    start, spent = time.perf_counter(), 0
+    total = Training(Result(np.empty(0), np.inf, np.inf, 0, 0, "not started"), 0, 0.0)
+    plan = list(zip(cells, iterations, strict=True))
+    repetitions = 0
+    while plan:
+        n, steps = plan.pop(0)
+        equation = BackwardKolmogorov(
+            problem, cells=n, order=order, backend=backend, half_width=choose_half_width(problem)
+        )
+        objective = Objective(problem.network, equation.expected_loss, penalties)
+        cost = len(equation.space.coefficient_points) * problem.network.depth
+
+        def note(step: Iterate, n: int = n, cost: int = cost, spent: int = spent) -> None:
+            if callback is not None:
+                seconds = time.perf_counter() - start
+                callback(Progress(n, step.value, spent + step.evaluations * cost, seconds, step.theta))
+
+        try:
+            result = lbfgs(
+                objective, objective.theta, admissible, iterations=steps, tolerance=tolerance, callback=note
+            )
+        except InfeasibleError as error:
+            total.audits.append(f"{n} cells: start refused ({error})")
+            if not plan:
+                plan = _again(n, steps, problem, repetitions, error)
+                repetitions += 1
+            continue
+        spent += result.evaluations * cost
+        _add(total, result, n, equation.space.half_width, spent)
+        failure = audit(problem, equation, seed)
+        total.audits.append(f"{n} cells: {failure or 'passed'}")
+        if failure is not None and not plan:
+            finer = n if "box" in failure else round(1.5 * n)
+            plan = _again(finer, max(10, steps // 2), problem, repetitions, AuditError(failure))
+            repetitions += 1
+    total.seconds = time.perf_counter() - start
+    return total
+
+
+def audit(problem: Problem, equation: BackwardKolmogorov, seed: int = 0) -> str | None:
+    """Why the equation's J is not to be trusted for the present weights, or None.
+
+    The box by coupled paths, then J against the chain: max(3 standard errors, 5% of J) plus a floor.
+    """
+    box = audit_domain(problem, equation.space.half_width, seed + 2)
+    if not box.holds:
+        return f"the box of half width {box.half_width:.3g} biases J by {box.bias:.1g}: paths moved out"
+    try:
+        value = float(equation.expected_loss().detach())
+    except InfeasibleError as error:
+        return str(error)
+    chain = Chain(problem, seed=seed + 3).estimate(max(AUDIT_PATHS, 2 * len(problem.data)))
+    allowed = max(3 * chain.standard_error, AUDIT_RELATIVE * chain.value) + AUDIT_FLOOR
+    if abs(value - chain.value) > allowed:
+        return (
+            f"J = {value:.4g} by the equation and {chain.value:.4g} +- {chain.standard_error:.1g} by the "
+            f"chain differ by more than {allowed:.2g}"
+        )
+    return None
+
+
+def _again(
+    cells: int, steps: int, problem: Problem, repetitions: int, reason: Exception
+) -> list[tuple[int, int]]:
+    """One more round on this mesh, or the reason why not."""
+    cells = cells if isinstance(reason, AuditError) else round(1.5 * cells)
+    if repetitions >= REPETITIONS or cells > MOST_CELLS[problem.network.dim]:
+        if isinstance(reason, InfeasibleError):
+            raise reason
+        raise AuditError(
+            f"training ended where the equation cannot be trusted: {reason}; take more layers, more weight "
+            "decay or more cells"
+        )
+    return [(cells, steps)]
+
+
+def _add(total: Training, result: Result, cells: int, half_width: float, evaluations: int) -> None:
+    total.result, total.cells, total.half_width = result, cells, half_width
+    total.iterations += result.iterations
+    total.evaluations = evaluations
+    for reason, count in result.refused.items():
+        total.refused[reason] = total.refused.get(reason, 0) + count

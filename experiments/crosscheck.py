@@ -1,0 +1,115 @@
+"""Two estimators of the same number: the Kolmogorov equation against the chain."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from kolmo.chain import Chain, Estimate, GradientEstimate
+from kolmo.errors import ModelError
+from kolmo.pde.resolution import ResolvedValue, resolve_value
+from kolmo.problem import Problem
+
+#: what the modified equation of a mild network may be off by: absolute + relative
+MODEL = (2e-3, 0.02)
+#: beyond this the modified equation does not describe the chain and J_pde is refused
+REFUSAL = (5e-3, 0.06)
+
+
+@dataclass(frozen=True)
+class PdeValue:
+    """J by the PDE with its mesh error, and its gradient by parameter name where asked for."""
+
+    resolved: ResolvedValue
+    seconds: float
+    gradient: dict[str, torch.Tensor] | None = None
+
+    @property
+    def value(self) -> float:
+        return self.resolved.value
+
+
+def pde_value(
+    problem: Problem, *, cells: int | None = None, order: int = 2, backend: str = "auto", gradient: bool = False
+) -> PdeValue:
+    """J (and its gradient) on a mesh that resolves it. Raises InfeasibleError where none does."""
+    start = time.perf_counter()
+    resolved = resolve_value(problem, cells=cells, order=order, backend=backend)
+    result = None
+    if gradient:
+        parameters = dict(problem.network.named_parameters())
+        loss = resolved.equation.expected_loss()
+        result = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    return PdeValue(resolved, time.perf_counter() - start, result)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether two numbers agree, and why, in words."""
+
+    agree: bool
+    reason: str
+    difference: float
+    tolerance: float
+
+    @property
+    def word(self) -> str:
+        return "agree" if self.agree else "differ"
+
+
+def compare_values(pde: PdeValue, chain: Estimate) -> Verdict:
+    """J_pde against J_chain within sampling, mesh and the modified equation's error."""
+    difference = pde.value - chain.value
+    sampling = 3 * chain.standard_error
+    model = MODEL[0] + MODEL[1] * abs(chain.value)
+    tolerance = sampling + pde.resolved.mesh_error + model
+    agree = abs(difference) <= tolerance
+    sign = "<=" if agree else ">"
+    reason = (
+        f"|J_pde - J_chain| = {abs(difference):.2g} {sign} {tolerance:.2g} = {sampling:.1g} (3 standard errors) "
+        f"+ {pde.resolved.mesh_error:.1g} (mesh) + {model:.2g} (modified equation)"
+    )
+    return Verdict(agree, reason, difference, tolerance)
+
+
+def require_model(problem: Problem, pde: PdeValue, chain: Estimate) -> None:
+    """Raise ModelError where J_pde is further from the chain than a valid modified equation."""
+    allowed = 3 * chain.standard_error + REFUSAL[0] + REFUSAL[1] * abs(chain.value)
+    difference = abs(pde.value - chain.value)
+    if difference <= allowed:
+        return
+    with torch.no_grad():
+        sizes = problem.network.step_size()
+    layer = int(sizes.argmax())
+    raise ModelError(
+        f"layer {layer}: h |V W| = {float(sizes[layer]):.2f}; the modified equation is off by "
+        f"{difference:.2g} in J ({pde.value:.4g} against {chain.value:.4g} by the chain), more than the "
+        f"{allowed:.2g} that a valid one may be; take more layers or smaller weights "
+        "(h |V W| <= 0.25), or the chain estimator",
+        layer,
+    )
+
+
+def compare_gradients(
+    pde: dict[str, torch.Tensor], chain: GradientEstimate, limit: float = 0.25
+) -> tuple[Verdict, float]:
+    """The two gradients: relative difference against sampling plus `limit`, and their cosine.
+
+    limit: the modified equation's share, relative to the gradient's norm.
+    """
+    left = torch.cat([pde[name].reshape(-1) for name in pde])
+    right = torch.cat([chain.value[name].reshape(-1) for name in pde])
+    noise = torch.cat([chain.standard_error[name].reshape(-1) for name in pde])
+    size = float(right.norm()) or 1.0
+    relative = float((left - right).norm()) / size
+    sampling = 2 * float(noise.norm()) / size
+    cosine = float(left @ right) / (float(left.norm() * right.norm()) or 1.0)
+    tolerance = sampling + limit
+    agree = relative <= tolerance
+    reason = (
+        f"relative difference {relative:.2g} {'<=' if agree else '>'} {tolerance:.2g} = {sampling:.1g} "
+        f"(sampling) + {limit:g} (modified equation), cosine {cosine:.4f}"
+    )
+    return Verdict(agree, reason, relative, tolerance), cosine

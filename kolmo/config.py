@@ -1,0 +1,255 @@
+"""The configuration of a run: TOML in, checked settings out, TOML again.
+
+Every table is a dataclass; a key that is not one of its fields is an error that names the
+nearest right one. `default.toml` and its neighbours in experiments/configs are complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import tomli_w
+
+from kolmo import data, noise, toml
+from kolmo.data import Dataset, from_csv
+from kolmo.errors import InputError
+from kolmo.loss import Logistic
+from kolmo.network import ResidualNetwork
+from kolmo.problem import Problem
+
+Check = Callable[[Any], bool]
+
+
+def _setting(default: Any, check: Check, expected: str) -> Any:
+    return field(default=default, metadata={"check": check, "expected": expected})
+
+
+def _count(default: int, least: int = 1, most: int = 10**9) -> Any:
+    return _setting(default, lambda v: least <= v <= most, f"an integer from {least} to {most}")
+
+
+def _number(default: float, least: float = 0.0) -> Any:
+    return _setting(default, lambda v: least <= v < math.inf, f"a finite number >= {least:g}")
+
+
+@dataclass
+class DataSettings:
+    """[data]: a synthetic set by `kind`, or CSV files by `file` and `test_file`."""
+
+    kind: str = ""
+    train: int = _count(200, 2, 10**6)
+    test: int = _count(4000, 2, 10**6)
+    noise: float | None = None
+    file: str = ""
+    test_file: str = ""
+
+
+@dataclass
+class NetworkSettings:
+    """[network]: V tanh(W x + b) in every layer."""
+
+    width: int = _count(16, 1, 4096)
+    depth: int = _count(40, 1, 10_000)
+    horizon: float = _setting(1.0, lambda v: 0 < v < math.inf, "a positive number")
+    activation: str = "tanh"
+
+
+@dataclass
+class PenaltySettings:
+    """[penalty]: weight_decay * h sum_k |theta_k|^2."""
+
+    weight_decay: float = _number(1e-2)
+
+
+@dataclass
+class ControlSettings:
+    """[control]: meshes from coarse to fine, and L-BFGS iterations on each."""
+
+    cells: list[int] = field(default_factory=lambda: [40, 72])
+    iterations: list[int] = field(default_factory=lambda: [80, 40])
+    order: int = _setting(2, lambda v: v in (1, 2), "1 or 2")
+    tolerance: float = _number(1e-5)
+    radius: float = _setting(5.0, lambda v: 0 < v < math.inf, "a positive number")
+
+
+@dataclass
+class StochasticSettings:
+    """[stochastic]: Adam on the noisy chain; `paths` noise samples of every point a step."""
+
+    steps: int = _count(1500)
+    paths: int = _count(2, 1, 10**5)
+    learning_rate: float = _setting(0.02, lambda v: 0 < v < math.inf, "a positive number")
+
+
+@dataclass
+class NoiselessSettings:
+    """[noiseless]: Adam without noise."""
+
+    steps: int = _count(800)
+    learning_rate: float = _setting(0.02, lambda v: 0 < v < math.inf, "a positive number")
+
+
+@dataclass
+class CheckSettings:
+    """[check]: paths for J and for gradients, snapshots along each training, and tolerance.
+
+    excess: what the control's objective may exceed the stochastic training's by, relative.
+    """
+
+    paths: int = _count(4_000_000, 1000)
+    gradient_paths: int = _count(200_000, 1000)
+    snapshots: int = _count(8, 0, 1000)
+    excess: float = _number(0.01)
+
+
+@dataclass
+class RunSettings:
+    """[run]"""
+
+    seed: int = _setting(0, lambda v: 0 <= v < 2**31, "an integer from 0 to 2^31 - 1")
+    backend: str = "auto"
+    device: str = "auto"
+
+
+@dataclass
+class Config:
+    """Everything a run depends on."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    noise: dict[str, Any] = field(default_factory=lambda: {"kind": "bernoulli_dropout", "keep": 0.8})
+    loss: dict[str, Any] = field(default_factory=lambda: {"kind": "logistic", "scale": 4.0})
+    penalty: PenaltySettings = field(default_factory=PenaltySettings)
+    control: ControlSettings = field(default_factory=ControlSettings)
+    stochastic: StochasticSettings = field(default_factory=StochasticSettings)
+    noiseless: NoiselessSettings = field(default_factory=NoiselessSettings)
+    check: CheckSettings = field(default_factory=CheckSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def datasets(self) -> tuple[Dataset, Dataset]:
+        """Training and test set. Raises InputError that names the key or file."""
+        settings = self.data
+        if settings.file:
+            if settings.kind:
+                raise InputError("[data]: both kind and file are given, expected one of them")
+            train = from_csv(settings.file)
+            test = from_csv(settings.test_file) if settings.test_file else train
+            if test.dim != train.dim:
+                raise InputError(f"{settings.test_file}: {test.dim} features, {settings.file} has {train.dim}")
+            return train, test
+        kind, seed = settings.kind or "moons", self.run.seed
+        return (
+            data.synthetic(kind, settings.train, settings.noise, seed),
+            data.synthetic(kind, settings.test, settings.noise, seed + 1_000_003),
+        )
+
+    def problem(self, train: Dataset) -> Problem:
+        """The training problem with freshly drawn initial weights."""
+        n = self.network
+        network = ResidualNetwork(train.dim, n.width, n.depth, n.horizon, n.activation, seed=self.run.seed)
+        kind = self.loss.get("kind", "logistic")
+        if kind != "logistic":
+            raise InputError(f"[loss]: kind is {kind!r}, expected 'logistic'")
+        loss = Logistic(self.loss.get("scale", 4.0))
+        return Problem(train, network, noise.from_settings(self.noise), loss)
+
+    def validated(self) -> Config:
+        """This configuration, once every value has been looked at. Raises InputError."""
+        c = self.control
+        if len(c.cells) != len(c.iterations) or not c.cells:
+            raise InputError(
+                f"[control]: cells has {len(c.cells)} entries and iterations {len(c.iterations)}, expected one each"
+            )
+        for name, values in (("cells", c.cells), ("iterations", c.iterations)):
+            for value in values:
+                if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 4096:
+                    raise InputError(f"[control]: {name} has {value!r}, expected integers from 2 to 4096")
+        noise.from_settings(self.noise)
+        toml.check_keys(self.loss, ("kind", "scale"), "[loss]")
+        return self
+
+    def dumps(self) -> str:
+        """This configuration as TOML, complete; reading it gives the same configuration."""
+        tables = {
+            name: {k: v for k, v in table.items() if v is not None}
+            for name, table in dataclasses.asdict(self).items()
+        }
+        return tomli_w.dumps(tables)
+
+
+#: what `--quick` changes: the same claims, checked at looser figures in well under a minute
+QUICK: dict[str, dict[str, Any]] = {
+    "network": {"depth": 20},
+    "control": {"cells": [32, 48], "iterations": [40, 15]},
+    "stochastic": {"steps": 400, "learning_rate": 0.05},
+    "noiseless": {"steps": 250, "learning_rate": 0.05},
+    "check": {"paths": 400_000, "gradient_paths": 100_000, "snapshots": 3, "excess": 0.05},
+}
+
+
+def shipped() -> dict[str, Path]:
+    """The configurations that come with Kolmo, by name."""
+    folder = Path(str(resources.files("kolmo.experiments") / "configs"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load(path: str | Path) -> Config:
+    """Read a configuration; a shipped one also by its bare name. Raises InputError in one line.
+
+    Relative CSV paths are taken from the file's own folder.
+    """
+    known = shipped()
+    path = Path(path)
+    if not path.exists() and str(path).removesuffix(".toml") in known:
+        path = known[str(path).removesuffix(".toml")]
+    tables = toml.read(path)
+    config = Config()
+    names = [f.name for f in dataclasses.fields(config)]
+    toml.check_keys(tables, names, str(path))
+    for name in names:
+        section = toml.section(tables, name, str(path))
+        if name in ("noise", "loss"):
+            if section:
+                setattr(config, name, section)
+        else:
+            _fill(getattr(config, name), section, f"{path}: [{name}]")
+    for key in ("file", "test_file"):
+        value = getattr(config.data, key)
+        if value and not Path(value).is_absolute():
+            setattr(config.data, key, str(path.parent / value))
+    try:
+        return config.validated()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _fill(settings: Any, section: dict[str, Any], where: str) -> None:
+    """Set a dataclass's fields from a table, checking names, types and ranges."""
+    fields = {f.name: f for f in dataclasses.fields(settings)}
+    hints = get_type_hints(type(settings))
+    toml.check_keys(section, fields, where)
+    for key, value in section.items():
+        if hints[key] in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        kinds = {int: "an integer", float: "a number", str: "a text", float | None: "a number"}
+        right = isinstance(value, list) if hints[key] not in kinds else isinstance(value, hints[key])
+        if not right or isinstance(value, bool):
+            raise InputError(f"{where}: {key} is {value!r}, expected {kinds.get(hints[key], 'a list of integers')}")
+        metadata = fields[key].metadata
+        if metadata and not metadata["check"](value):
+            raise InputError(f"{where}: {key} is {value!r}, expected {metadata['expected']}")
+        setattr(settings, key, value)
+
+
+def quick(config: Config) -> Config:
+    """A small version of the same configuration."""
+    for section, changes in QUICK.items():
+        for key, value in changes.items():
+            setattr(getattr(config, section), key, value)
+    return config

@@ -1,0 +1,253 @@
+"""What Kolmo refuses: weights the mesh cannot resolve, noise no box holds, options that do not exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import PlainNetwork, points, problem, trained_size
+
+import kolmo
+from kolmo import noise
+from kolmo.errors import (
+    DomainError,
+    InfeasibleError,
+    InputError,
+    KolmoError,
+    MaximumPrincipleError,
+    MissingBackendError,
+    NonFiniteError,
+    StiffnessError,
+)
+from kolmo.pde import BackwardKolmogorov, Explicit, Implicit, make_space, resolve
+from kolmo.pde.domain import audit_domain, choose_half_width
+
+REMEDIES = ("smaller weights", "weights are too large", "more cells", "less noise", "more layers", "implicit")
+
+
+def scaled(given: kolmo.Problem, factor: float) -> kolmo.Problem:
+    """The problem with V and W multiplied by a factor."""
+    network = given.network
+    assert isinstance(network, kolmo.ResidualNetwork)
+    W, b, V = (p.detach() for p in (network.W, network.b, network.V))
+    return given.with_network(kolmo.ResidualNetwork.from_weights(factor * W, b, factor * V))
+
+
+def equation(given: kolmo.Problem, **options: Any) -> BackwardKolmogorov:
+    keys: dict[str, Any] = {"cells": 16, "half_width": 3.0, "backend": "skfem", **options}
+    return BackwardKolmogorov(given, **keys)
+
+
+def refusal(given: kolmo.Problem, kind: type[InfeasibleError], **options: Any) -> InfeasibleError:
+    """The error of J: one line, of the asked kind, that names a layer or a remedy."""
+    with pytest.raises(kind) as caught:
+        equation(given, **options).expected_loss()
+    text = str(caught.value)
+    assert isinstance(caught.value, InfeasibleError) and isinstance(caught.value, KolmoError)
+    assert "\n" not in text and len(text) < 300
+    assert any(remedy in text for remedy in REMEDIES)
+    return caught.value
+
+
+# ------------------------------------------------------------------ infeasible weights
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_weights_times_thirty_are_too_stiff(backend: str, dim: int) -> None:
+    error = refusal(scaled(problem(dim), 30), StiffnessError, backend=backend, cells=8)
+    assert error.layer == 0 and "layer 0" in str(error)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("propagator", ["explicit", "implicit"])
+@pytest.mark.parametrize("factor", [1e100, 1e160, 1e200])
+def test_weights_beyond_floating_point_are_not_finite(backend: str, factor: float, propagator: str) -> None:
+    """V W overflows: the coefficients are infinite or NaN, and a point is named."""
+    given = scaled(problem(2), factor)
+    kind = NonFiniteError if factor > 1e154 else InfeasibleError
+    refusal(given, kind, backend=backend, propagator=propagator)
+
+
+@pytest.mark.parametrize("cells", [8, 16, 32])
+def test_unresolved_weights_break_the_maximum_principle(backend: str, cells: int) -> None:
+    """Implicit steps take any stiffness; what the mesh does not resolve then overshoots."""
+    error = refusal(scaled(problem(2), 3), MaximumPrincipleError, backend=backend, cells=cells, propagator="implicit")
+    assert error.layer is not None and f"layer {error.layer}" in str(error) and "%" in str(error)
+
+
+def test_the_guard_names_the_layer_that_fails() -> None:
+    """Only layer 4 is huge: it is the one named, by either guard."""
+    given = problem(2)
+    assert isinstance(given.network, kolmo.ResidualNetwork)
+    with torch.no_grad():
+        given.network.V[4] *= 200
+    assert refusal(given, StiffnessError).layer == 4
+    given = problem(2)
+    with torch.no_grad():
+        given.network.V[4] *= 30  # type: ignore[index]
+    assert refusal(given, MaximumPrincipleError, propagator=Implicit(4)).layer == 4
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@settings(max_examples=40)
+@given(
+    st.floats(0, 2.5), st.integers(0, 3), st.sampled_from(["explicit", "implicit"]),
+    st.sampled_from([noise.BernoulliDropout(0.8), noise.GaussianInjection(0.5)]),
+)  # fmt: skip
+def test_j_is_bounded_by_the_loss_or_refused(
+    exponent: float, seed: int, propagator: str, model: noise.Noise
+) -> None:
+    """No weights harvest overshoots: with the clip, J is in [min Phi, max Phi] or an InfeasibleError."""
+    base = kolmo.Problem(points(2), trained_size(2, depth=3, seed=seed), model)
+    solver = equation(scaled(base, 10**exponent), cells=10, propagator=propagator)
+    phi = torch.stack([base.loss(torch.from_numpy(solver.space.coefficient_points), y) for y in (0, 1)])
+    try:
+        value = float(solver.expected_loss().detach())
+    except InfeasibleError as error:
+        assert any(remedy in str(error) for remedy in REMEDIES)
+    else:
+        assert float(phi.min()) - 1e-12 <= value <= float(phi.max()) + 1e-12
+
+
+def test_mild_weights_are_accepted(backend: str) -> None:
+    """The guards refuse the multiples above, not the weights themselves."""
+    for propagator in ("explicit", "implicit"):
+        solver = equation(problem(2), backend=backend, propagator=propagator)
+        assert 0 < float(solver.expected_loss().detach()) < 2
+        assert solver.last is not None and solver.last.violation < 0.05
+
+
+# ------------------------------------------------------------------ the box
+
+
+def test_noise_that_no_box_holds() -> None:
+    """Injection of strength 50: paths leave any box."""
+    given = problem(2, noise.GaussianInjection(50.0))
+    with pytest.raises(DomainError, match="less noise") as caught:
+        BackwardKolmogorov(given, backend="skfem")
+    assert isinstance(caught.value, InfeasibleError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_paths_to_infinity() -> None:
+    """An expanding linear block overflows: there is no box either."""
+    W = torch.eye(2).expand(40, 2, 2)
+    network = kolmo.ResidualNetwork.from_weights(1e5 * W, torch.zeros(40, 2), 1e5 * W, activation="identity")
+    with pytest.raises(DomainError, match="infinity"):
+        choose_half_width(kolmo.Problem(points(2), network, noise.BernoulliDropout(0.8)))
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_the_box_chosen_holds(dim: int) -> None:
+    """The chosen half width passes its audit, is the first of its sequence, and smaller boxes are worse."""
+    given = problem(dim, noise.GaussianInjection(0.6))
+    chosen = choose_half_width(given)
+    start = 1.25 * given.data.radius
+    power = np.log(chosen / start) / np.log(1.1)
+    assert power >= -1e-12 and power == pytest.approx(round(power), abs=1e-9)
+    assert audit_domain(given, chosen).holds
+    for k in range(round(power)):
+        assert not audit_domain(given, start * 1.1**k).holds
+    assert abs(audit_domain(given, 0.6 * start).bias) > abs(audit_domain(given, 2 * chosen).bias)
+
+
+def test_data_outside_the_box() -> None:
+    with pytest.raises(InputError, match="outside the box"):
+        equation(problem(2), half_width=1.0)
+
+
+# ------------------------------------------------------------------ wrong input
+
+
+def test_four_dimensions_are_for_the_chain() -> None:
+    """d = 4: the equation refuses and names the chain, which works."""
+    given = problem(4)
+    with pytest.raises(InputError, match="chain") as caught:
+        BackwardKolmogorov(given)
+    assert "4" in str(caught.value)
+    estimate = kolmo.Chain(given).estimate(4000)
+    assert 0 < estimate.standard_error < 0.1 * estimate.value and estimate.paths == 4000
+
+
+def test_order_two_needs_two_derivatives() -> None:
+    given = problem(2, activation="relu")
+    with pytest.raises(InputError, match="order: 2 .* order 1"):
+        equation(given)
+    with pytest.raises(InputError, match="order: 2 .* order 1"):
+        equation(given.with_network(PlainNetwork(given.network)))  # type: ignore[arg-type]
+    assert float(equation(given, order=1).expected_loss().detach()) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backend": "dolfin"}, ("backend: 'dolfin'", "'dolfinx'")),
+        ({"backend": "zzz"}, ("backend: 'zzz'", "skfem")),
+        ({"propagator": "explict"}, ("propagator: 'explict'", "'explicit'")),
+        ({"propagator": ""}, ("propagator: ''", "implicit")),
+        ({"cells": 1}, ("cells: 1",)),
+        ({"cells": 0}, ("cells: 0",)),
+        ({"cells": 2.5}, ("cells: 2.5",)),
+        ({"half_width": 0.0}, ("half_width: 0.0",)),
+        ({"half_width": -1.0}, ("half_width: -1.0",)),
+        ({"half_width": float("nan")}, ("half_width: nan",)),
+        ({"order": 0}, ("order: 0",)),
+        ({"order": 3}, ("order: 3",)),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        equation(problem(2), **options)
+    text = str(caught.value)
+    assert text.startswith(words[0]) and all(word in text for word in words) and "\n" not in text
+
+
+def test_a_space_of_another_dimension() -> None:
+    with pytest.raises(InputError, match="space: 1-dimensional, the problem has 2"):
+        BackwardKolmogorov(problem(2), space=make_space("skfem", 1, 8, 3.0))
+
+
+def test_resolve_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """'auto' falls back to skfem where dolfinx is absent; by name it is an error with the remedy."""
+    assert resolve("skfem") == "skfem"
+    monkeypatch.setattr("kolmo.pde.dolfinx_compat.unavailable", lambda: "it is not installed for this Python")
+    assert resolve("auto") == "skfem"
+    with pytest.raises(MissingBackendError, match="install it .* skfem") as caught:
+        resolve("dolfinx")
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_takes_dolfinx(dolfinx: None) -> None:
+    assert resolve("auto") == resolve("dolfinx") == "dolfinx"
+
+
+@pytest.mark.parametrize("paths", [0, -5, 79, float("nan")])
+def test_too_few_paths(paths: float) -> None:
+    with pytest.raises(InputError, match="paths: "):
+        kolmo.Chain(problem(2)).estimate(paths)  # type: ignore[arg-type]
+
+
+def test_data_and_network_have_to_match() -> None:
+    with pytest.raises(InputError, match="data have 3 features, the network takes 2"):
+        kolmo.Problem(points(3), trained_size(2))
+
+
+def test_messages_of_explicit_steps_name_the_remedy() -> None:
+    """Every remedy the stiffness message offers does mend it."""
+    given = problem(2, noise.GaussianInjection(1.0), depth=4)
+    cap = Explicit(cap=8)
+    text = str(refusal(given, StiffnessError, cells=24, propagator=cap))
+    for words, options in [
+        ("implicit", {"cells": 24, "propagator": "implicit"}),
+        ("fewer cells", {"cells": 8, "propagator": cap}),
+    ]:
+        assert words in text
+        assert float(equation(given, **options).expected_loss().detach()) > 0
+    quiet = problem(2, noise.GaussianInjection(0.1), depth=4)
+    assert "less noise" in text
+    assert float(equation(quiet, cells=24, propagator=cap).expected_loss().detach()) > 0

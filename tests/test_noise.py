@@ -1,0 +1,129 @@
+"""Noise models: sampled increments have the moments that the modified equation is told of."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from problems import trained_size
+
+from kolmo import noise
+from kolmo.errors import InputError
+from kolmo.noise.base import Noise
+
+SAMPLES = 1_000_000
+DEVIATIONS = 5
+
+MODELS = [
+    noise.NoNoise(), noise.BernoulliDropout(0.8), noise.BernoulliDropout(0.3), noise.BernoulliDropout(1),
+    noise.GaussianInjection(0.5), noise.GaussianInjection(0),
+]  # fmt: skip
+NAMES = ["none", "dropout-0.8", "dropout-0.3", "dropout-1", "gaussian-0.5", "gaussian-0"]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=NAMES)
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_increments_have_mean_and_covariance(model: Noise, dim: int) -> None:
+    """E = h m and Cov = h^2 C + h D, each entry within 5 of its own standard errors."""
+    network = trained_size(dim, depth=4, std=0.8)
+    h, layer = network.step, 2
+    x = torch.linspace(-0.7, 0.9, dim, dtype=torch.float64)[None]
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        draws = model.sample(network, layer, x.expand(SAMPLES, dim), generator).numpy()
+        jet = network.jet(x)
+        mean = h * model.mean(jet).value[layer, 0].numpy()
+        expected = np.zeros((dim, dim))
+        covariance, diffusion = model.covariance(jet), model.diffusion(dim)
+        if covariance is not None:
+            C = covariance[layer, 0].numpy()
+            expected += h * h * (np.diag(C) if C.ndim == 1 else C)
+        if diffusion is not None:
+            expected += h * diffusion.numpy()
+    assert draws.shape == (SAMPLES, dim)
+    rounding = 1e-13
+    centred = draws - mean  # before averaging: a naive sum of a million equal numbers is off by 1e-11
+    error = DEVIATIONS * centred.std(axis=0) / math.sqrt(SAMPLES) + rounding
+    assert np.all(np.abs(centred.mean(axis=0)) <= error)
+    products = centred[:, :, None] * centred[:, None, :]  # mean known: no bias by its estimate
+    error = DEVIATIONS * products.std(axis=0) / math.sqrt(SAMPLES) + rounding
+    assert np.all(np.abs(products.mean(axis=0) - expected) <= error)
+    noisy = model.settings() not in ({}, {"keep": 1.0}, {"std": 0.0})
+    assert (np.abs(np.diag(expected)).min() > 1e-6) == noisy  # the comparison is not 0 = 0
+
+
+@pytest.mark.parametrize("model", MODELS, ids=NAMES)
+def test_rows_are_independent_and_reproducible(model: Noise) -> None:
+    """Increments of different rows are uncorrelated; the generator's seed fixes them."""
+    network = trained_size(2, depth=4)
+    x = torch.tensor([[0.3, -0.8]], dtype=torch.float64).expand(100_000, 2)
+    with torch.no_grad():
+        first, again, other = (
+            model.sample(network, 1, x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+        )
+    assert torch.equal(first, again)
+    if model.settings() in ({}, {"keep": 1.0}, {"std": 0.0}):
+        assert torch.equal(first, other)
+        return
+    assert not torch.equal(first, other)
+    a, b = first[::2], first[1::2]
+    correlation = ((a - a.mean(0)) * (b - b.mean(0))).mean(0) / (a.std(0) * b.std(0))
+    assert correlation.abs().max() < DEVIATIONS / math.sqrt(len(a))
+
+
+def test_dropout_is_torch_dropout() -> None:
+    """An increment is h times what F.dropout may return: 0 or f / p, componentwise, kept with p."""
+    network, keep = trained_size(2, depth=4), 0.7
+    x = torch.tensor([[0.3, -0.8]], dtype=torch.float64).expand(50_000, 2)
+    with torch.no_grad():
+        draws = noise.BernoulliDropout(keep).sample(network, 0, x, torch.Generator().manual_seed(0))
+        full = network.step * network.block(0, x[:1]) / keep
+    kept = draws != 0
+    assert torch.allclose(draws[kept], full.expand_as(draws)[kept], rtol=1e-14)
+    share = kept.double().mean(0)
+    assert (share - keep).abs().max() < DEVIATIONS * math.sqrt(keep * (1 - keep) / len(x))
+
+
+@pytest.mark.parametrize("keep", [0, 0.0, -0.1, 1.01, 7, math.nan, math.inf, "0.8", None, True, [0.5]])
+def test_bad_keep_raises(keep: object) -> None:
+    with pytest.raises(InputError, match=r"^noise\.keep: ") as caught:
+        noise.BernoulliDropout(keep)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("std", [-0.1, math.nan, math.inf, "1", None, False, [0.5]])
+def test_bad_std_raises(std: object) -> None:
+    with pytest.raises(InputError, match=r"^noise\.std: "):
+        noise.GaussianInjection(std)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=NAMES)
+def test_settings_round_trip(model: Noise) -> None:
+    again = noise.from_settings({"kind": model.kind, **model.settings()})
+    assert type(again) is type(model) and again.settings() == model.settings()
+
+
+def test_no_settings_is_no_noise() -> None:
+    assert isinstance(noise.from_settings({}), noise.NoNoise)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "bernouli_dropout", "keep": 0.8}, ("noise.kind", "'bernouli_dropout'", "'bernoulli_dropout'")),
+        ({"kind": "zzz"}, ("noise.kind", "'zzz'", "gaussian_injection")),
+        ({"kind": "bernoulli_dropout", "kep": 0.8}, ("noise.kep", "keep")),
+        ({"kind": "bernoulli_dropout", "keep": 0.8, "std": 1.0}, ("noise.std",)),
+        ({"kind": "none", "keep": 0.8}, ("noise.keep", "no keys")),
+        ({"kind": "bernoulli_dropout"}, ("noise.keep", "missing")),
+        ({"kind": "gaussian_injection"}, ("noise.std", "missing")),
+        ({"kind": "gaussian_injection", "std": -1}, ("noise.std", "-1")),
+    ],
+)
+def test_bad_settings_name_the_key(settings: dict, words: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        noise.from_settings(settings)
+    assert str(caught.value).startswith(words[0] + ":")
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
