@@ -8,4 +8,15 @@ from kolmo.control.objective import Objective
 from kolmo.control.training import Training, audit, train
 from kolmo.control.verification import TaylorRates, taylor_test
 
-__all__ = ["Box", "Iterate", "Objective", "Result", "TaylorRates", "Training", "audit", "lbfgs", "taylor_test", "train"]
+__all__ = [
+    "Box",
+    "Iterate",
+    "Objective",
+    "Result",
+    "TaylorRates",
+    "Training",
+    "audit",
+    "lbfgs",
+    "taylor_test",
+    "train",
+]

@@ -94,8 +94,7 @@ def lbfgs(
         if trial is None:
             status = "stalled"
             break
-        new_theta, new_value, new_gradient = trial
-        s, y = new_theta - theta, new_gradient - gradient
+        s, y = trial[0] - theta, trial[2] - gradient
         if s @ y > 1e-10 * np.linalg.norm(s) * np.linalg.norm(y):
             pairs.append((s, y))
         theta, value, gradient = trial

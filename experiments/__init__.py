@@ -4,5 +4,9 @@ from __future__ import annotations
 
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.overfitting import Overfitting
 
-__all__ = ["BinaryClassification", "Claim"]
+#: every experiment and what it shows
+EXPERIMENTS = {e.name: e.summary for e in (BinaryClassification, Overfitting)}
+
+__all__ = ["EXPERIMENTS", "BinaryClassification", "Claim", "Overfitting"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kolmo.chain import Chain, Estimate, GradientEstimate
+from kolmo.chain import Estimate, GradientEstimate
 from kolmo.errors import ModelError
 from kolmo.pde.resolution import ResolvedValue, resolve_value
 from kolmo.problem import Problem
@@ -32,7 +32,12 @@ class PdeValue:
 
 
 def pde_value(
-    problem: Problem, *, cells: int | None = None, order: int = 2, backend: str = "auto", gradient: bool = False
+    problem: Problem,
+    *,
+    cells: int | None = None,
+    order: int = 2,
+    backend: str = "auto",
+    gradient: bool = False,
 ) -> PdeValue:
     """J (and its gradient) on a mesh that resolves it. Raises InfeasibleError where none does."""
     start = time.perf_counter()
@@ -68,8 +73,8 @@ def compare_values(pde: PdeValue, chain: Estimate) -> Verdict:
     agree = abs(difference) <= tolerance
     sign = "<=" if agree else ">"
     reason = (
-        f"|J_pde - J_chain| = {abs(difference):.2g} {sign} {tolerance:.2g} = {sampling:.1g} (3 standard errors) "
-        f"+ {pde.resolved.mesh_error:.1g} (mesh) + {model:.2g} (modified equation)"
+        f"|J_pde - J_chain| = {abs(difference):.2g} {sign} {tolerance:.2g} = {sampling:.1g} "
+        f"(3 standard errors) + {pde.resolved.mesh_error:.1g} (mesh) + {model:.2g} (modified equation)"
     )
     return Verdict(agree, reason, difference, tolerance)
 

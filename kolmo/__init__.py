@@ -33,7 +33,18 @@ _INDEX = {
     "InfeasibleError": "kolmo.errors",
     "AuditError": "kolmo.errors",
 }
-_MODULES = ("chain", "control", "data", "errors", "experiments", "loss", "network", "noise", "pde", "training")
+_MODULES = (
+    "chain",
+    "control",
+    "data",
+    "errors",
+    "experiments",
+    "loss",
+    "network",
+    "noise",
+    "pde",
+    "training",
+)
 
 __all__ = ["__version__", *_INDEX, *_MODULES]
 

@@ -45,7 +45,9 @@ ACTIVATIONS: dict[str, Activation] = {
     a.name: a
     for a in (
         Activation("tanh", fast_tanh, lambda x, z: 1 - z * z, lambda x, z: -2 * z * (1 - z * z)),
-        Activation("identity", lambda x: x, lambda x, z: torch.ones_like(x), lambda x, z: torch.zeros_like(x)),
+        Activation(
+            "identity", lambda x: x, lambda x, z: torch.ones_like(x), lambda x, z: torch.zeros_like(x)
+        ),
         Activation(
             "sigmoid", torch.sigmoid, lambda x, z: z * (1 - z), lambda x, z: z * (1 - z) * (1 - 2 * z)
         ),

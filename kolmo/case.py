@@ -33,7 +33,7 @@ _TABLES = {
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Arrays W, b, V of an npz file, never unpickled; raises InputError that names the array."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in ("W", "b", "V") if name not in archive.files]
             if missing:
                 raise InputError(f"{path}: array {missing[0]} is missing; expected arrays W, b and V")

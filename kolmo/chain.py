@@ -6,10 +6,15 @@ error is that of the sampling alone, sqrt(sum_i var_i / n_i) / M.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +22,7 @@ from kolmo.errors import InputError
 from kolmo.problem import Problem
 
 #: paths simulated at once: a block of features stays in cache
-BLOCK = 16384
+BLOCK = 4096
 #: paths differentiated at once, and the least number of batches for a standard error
 GRADIENT_BLOCK, _BATCHES = 4096, 16
 #: 97.5% quantile of the normal distribution
@@ -50,6 +55,11 @@ class GradientEstimate:
     seconds: float
 
 
+def stream(*key: int) -> int:
+    """A 64-bit seed for the noise stream of a key such as (seed, block): well mixed, reproducible."""
+    return int(np.random.SeedSequence([k % 2**63 for k in key]).generate_state(1, np.uint64)[0]) >> 1
+
+
 def increments(problem: Problem, layer: int, x: Tensor, generator: torch.Generator) -> Tensor:
     """Increments of coupled copies x (copies, N, d) driven by the same masks."""
     state = generator.get_state()
@@ -77,54 +87,76 @@ class Chain:
         from kolmo.device import resolve
 
         self.problem, self.device, self.dtype = problem, torch.device(resolve(device)), dtype
-        self.generator = torch.Generator(self.device).manual_seed(int(seed))
+        self.seed = int(seed)
+        self.generator = torch.Generator(self.device).manual_seed(stream(self.seed))
         self._points = problem.data.points.to(self.device, dtype)
         self._labels = problem.data.labels.to(self.device)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """X_L of one path from each row of x (N, d)."""
         for layer in range(self.problem.network.depth):
-            x = x + self.problem.noise.sample(self.problem.network, layer, x, self.generator)
+            x = x + self.problem.noise.sample(self.problem.network, layer, x, generator)
         return x
 
-    def losses(self, copies: int) -> Tensor:
+    def losses(self, copies: int, generator: torch.Generator | None = None) -> Tensor:
         """Loss of `copies` paths from every data point, shape (copies, M)."""
-        x = self._points.repeat(copies, 1)
-        final = self.features(x)
+        final = self.features(self._points.repeat(copies, 1), generator or self.generator)
         return self.problem.loss(final, self._labels.repeat(copies)).reshape(copies, -1)
 
     def estimate(self, paths: int = 1_000_000) -> Estimate:
         """J from about `paths` paths (the same number from every point), by streaming moments.
 
-        Raises InputError where paths < 2 per data point.
+        Blocks of paths have noise streams of their own, so the result does not depend on the
+        number of threads. Raises InputError where there are fewer than 2 paths per data point.
         """
         count = len(self._points)
         copies = _copies(paths, count)
         start = time.perf_counter()
+        size = max(1, BLOCK // count)
+        blocks = [min(size, copies - done) for done in range(0, copies, size)]
         done, mean = 0, torch.zeros(count, dtype=torch.float64)
         square = torch.zeros_like(mean)
-        network = self.problem.network
-        original = next(network.parameters(), torch.empty(0, dtype=torch.float64))
-        moved = original.dtype != self.dtype or original.device != self.device
-        with torch.no_grad():
-            if moved:
-                network.to(self.device, self.dtype)
-            try:
-                while done < copies:
-                    block = min(max(1, BLOCK // count), copies - done)
-                    losses = self.losses(block).to("cpu", torch.float64)
-                    shift = losses.mean(dim=0) - mean
-                    square += ((losses - losses.mean(dim=0)) ** 2).sum(dim=0)
-                    square += shift**2 * (done * block / (done + block))
-                    mean += shift * (block / (done + block))
-                    done += block
-            finally:
-                if moved:
-                    network.to(original.device, original.dtype)
+        with self._network_here():
+            for block, (average, spread) in zip(blocks, self._moments(blocks), strict=True):
+                shift = average - mean
+                square += spread + shift**2 * (done * block / (done + block))
+                mean += shift * (block / (done + block))
+                done += block
         variance = square / (copies - 1) / copies
         error = math.sqrt(float(variance.sum())) / count
         return Estimate(float(mean.mean()), error, copies * count, time.perf_counter() - start)
 
+    def _moments(self, blocks: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean and sum of squared deviations, by data point, of each block of copies in order."""
+
+        def block(item: tuple[int, int]) -> tuple[Tensor, Tensor]:
+            number, copies = item
+            generator = torch.Generator(self.device).manual_seed(stream(self.seed, number))
+            with torch.no_grad():
+                losses = self.losses(copies, generator).to("cpu", torch.float64)
+            return losses.mean(dim=0), losses.var(dim=0, correction=0) * copies
+
+        if self.device.type != "cpu":
+            yield from map(block, enumerate(blocks))
+            return
+        # threads of ours with one torch thread each: torch's own share too little work per operation
+        workers = os.cpu_count() or 1
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(block, enumerate(blocks))
+
+    @contextlib.contextmanager
+    def _network_here(self) -> Iterator[None]:
+        """The network in this chain's precision and on its device, for a while."""
+        network = self.problem.network
+        original = next(network.parameters(), self._points)
+        if original.dtype == self.dtype and original.device == self.device:
+            yield
+            return
+        network.to(self.device, self.dtype)
+        try:
+            yield
+        finally:
+            network.to(original.device, original.dtype)
 
     def gradient(self, paths: int = 200_000) -> GradientEstimate:
         """dJ/dtheta by pathwise differentiation of about `paths` paths, with standard errors.

@@ -22,6 +22,7 @@ from kolmo.errors import InputError
 from kolmo.loss import Logistic
 from kolmo.network import ResidualNetwork
 from kolmo.problem import Problem
+from kolmo.text import nearest
 
 Check = Callable[[Any], bool]
 
@@ -72,7 +73,7 @@ class ControlSettings:
     """[control]: meshes from coarse to fine, and L-BFGS iterations on each."""
 
     cells: list[int] = field(default_factory=lambda: [40, 72])
-    iterations: list[int] = field(default_factory=lambda: [80, 40])
+    iterations: list[int] = field(default_factory=lambda: [80, 20])
     order: int = _setting(2, lambda v: v in (1, 2), "1 or 2")
     tolerance: float = _number(1e-5)
     radius: float = _setting(5.0, lambda v: 0 < v < math.inf, "a positive number")
@@ -99,13 +100,16 @@ class NoiselessSettings:
 class CheckSettings:
     """[check]: paths for J and for gradients, snapshots along each training, and tolerance.
 
-    excess: what the control's objective may exceed the stochastic training's by, relative.
+    excess: what the control's objective may exceed the stochastic training's by, relative;
+    agreement: of J_pde with J_chain, relative; largest_step: of h |V W| in the noisy networks.
     """
 
     paths: int = _count(4_000_000, 1000)
     gradient_paths: int = _count(200_000, 1000)
     snapshots: int = _count(8, 0, 1000)
     excess: float = _number(0.01)
+    agreement: float = _number(0.01)
+    largest_step: float = _number(0.3)
 
 
 @dataclass
@@ -141,7 +145,9 @@ class Config:
             train = from_csv(settings.file)
             test = from_csv(settings.test_file) if settings.test_file else train
             if test.dim != train.dim:
-                raise InputError(f"{settings.test_file}: {test.dim} features, {settings.file} has {train.dim}")
+                raise InputError(
+                    f"{settings.test_file}: {test.dim} features, {settings.file} has {train.dim}"
+                )
             return train, test
         kind, seed = settings.kind or "moons", self.run.seed
         return (
@@ -164,7 +170,8 @@ class Config:
         c = self.control
         if len(c.cells) != len(c.iterations) or not c.cells:
             raise InputError(
-                f"[control]: cells has {len(c.cells)} entries and iterations {len(c.iterations)}, expected one each"
+                f"[control]: cells has {len(c.cells)} entries and iterations {len(c.iterations)}, "
+                "expected as many"
             )
         for name, values in (("cells", c.cells), ("iterations", c.iterations)):
             for value in values:
@@ -189,7 +196,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "control": {"cells": [32, 48], "iterations": [40, 15]},
     "stochastic": {"steps": 400, "learning_rate": 0.05},
     "noiseless": {"steps": 250, "learning_rate": 0.05},
-    "check": {"paths": 400_000, "gradient_paths": 100_000, "snapshots": 3, "excess": 0.05},
+    "check": {"paths": 400_000, "gradient_paths": 100_000, "snapshots": 3, "excess": 0.05, "agreement": 0.03},
 }
 
 
@@ -208,6 +215,8 @@ def load(path: str | Path) -> Config:
     path = Path(path)
     if not path.exists() and str(path).removesuffix(".toml") in known:
         path = known[str(path).removesuffix(".toml")]
+    elif not path.exists():
+        raise InputError(f"{path}: no such file, nor a shipped configuration{nearest(str(path), known)}")
     tables = toml.read(path)
     config = Config()
     names = [f.name for f in dataclasses.fields(config)]
@@ -240,7 +249,9 @@ def _fill(settings: Any, section: dict[str, Any], where: str) -> None:
         kinds = {int: "an integer", float: "a number", str: "a text", float | None: "a number"}
         right = isinstance(value, list) if hints[key] not in kinds else isinstance(value, hints[key])
         if not right or isinstance(value, bool):
-            raise InputError(f"{where}: {key} is {value!r}, expected {kinds.get(hints[key], 'a list of integers')}")
+            raise InputError(
+                f"{where}: {key} is {value!r}, expected {kinds.get(hints[key], 'a list of integers')}"
+            )
         metadata = fields[key].metadata
         if metadata and not metadata["check"](value):
             raise InputError(f"{where}: {key} is {value!r}, expected {metadata['expected']}")

@@ -68,7 +68,9 @@ def _some(values: set[float]) -> str:
 
 
 def _standard(points: np.ndarray, labels: np.ndarray, name: str) -> Dataset:
-    return Dataset(torch.from_numpy(np.ascontiguousarray(points)), torch.from_numpy(labels.astype(np.int64)), name)
+    return Dataset(
+        torch.from_numpy(np.ascontiguousarray(points)), torch.from_numpy(labels.astype(np.int64)), name
+    )
 
 
 def _halves(samples: int) -> tuple[int, int]:

@@ -12,7 +12,9 @@ def resolve(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise MissingBackendError("device: cuda was asked for but torch sees no CUDA device; use --device cpu")
+        raise MissingBackendError(
+            "device: cuda was asked for but torch sees no CUDA device; use --device cpu"
+        )
     if device != "cpu" and not device.startswith("cuda"):
         raise MissingBackendError(f"device: {device!r} is unknown; expected auto, cpu or cuda")
     return device

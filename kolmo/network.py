@@ -235,4 +235,3 @@ class TwoLayerJet(Jet):
         curvature = self._sigma.second(self._pre, self.hidden)
         weights = torch.einsum("lmi,ij,lmj->lm", self.W, matrix, self.W)
         return (curvature * weights[:, None, :]) @ self.V.transpose(1, 2)
-

@@ -9,6 +9,16 @@ from kolmo.pde.propagator import Explicit, Implicit, Propagator
 from kolmo.pde.space import Space
 
 __all__ = [
-    "DEFAULT_CELLS", "BackwardKolmogorov", "Explicit", "Implicit", "Mesh", "Propagator", "Solution",
-    "Space", "box_mesh", "make_space", "resolve", "space_on",
+    "DEFAULT_CELLS",
+    "BackwardKolmogorov",
+    "Explicit",
+    "Implicit",
+    "Mesh",
+    "Propagator",
+    "Solution",
+    "Space",
+    "box_mesh",
+    "make_space",
+    "resolve",
+    "space_on",
 ]

@@ -31,7 +31,7 @@ def unavailable() -> str | None:
         return "it is not installed for this Python"
     try:
         import dolfinx.fem.petsc
-        import petsc4py.PETSc  # noqa: F401
+        import petsc4py.PETSc
     except (ImportError, RuntimeError, OSError) as error:
         return f"importing it failed ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
     if version() < OLDEST:

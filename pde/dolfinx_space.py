@@ -121,9 +121,8 @@ class DistributedSpace(Space):
     backend = "dolfinx"
 
     def __init__(self, mesh: Mesh, comm: Any) -> None:
-        from dolfinx import fem
-
         import ufl
+        from dolfinx import fem
 
         self.mesh, self._comm, self.processes = mesh, comm, comm.size
         self._numbering = _Numbering(mesh, comm)
@@ -172,7 +171,10 @@ class DistributedSpace(Space):
         diagonal = diffusion.ndim == 2
         if diagonal not in self._forms:
             fields = _Fields(self._numbering.functions, self.dim, diagonal)
-            self._forms[diagonal] = (fields, fem.form(_generator_form(self._numbering.functions, fields.b, fields.a)))
+            self._forms[diagonal] = (
+                fields,
+                fem.form(_generator_form(self._numbering.functions, fields.b, fields.a)),
+            )
         fields, form = self._forms[diagonal]
         fields.set(drift, diffusion, self.owned)
         return DistributedGenerator(self, compat.assemble_matrix(form), diagonal)

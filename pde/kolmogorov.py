@@ -24,7 +24,7 @@ from kolmo.pde import march
 from kolmo.pde.backend import make_space
 from kolmo.pde.boundary import taper
 from kolmo.pde.domain import choose_half_width
-from kolmo.pde.mesh import DEFAULT_CELLS
+from kolmo.pde.mesh import DEFAULT_CELLS, check_dim
 from kolmo.pde.propagator import PROPAGATORS, Propagator
 from kolmo.pde.space import Space
 from kolmo.problem import Problem
@@ -84,11 +84,7 @@ class BackwardKolmogorov:
     ) -> None:
         check_order(problem.network, order)
         dim = problem.network.dim
-        if dim > 3:
-            raise InputError(
-                f"problem: the Kolmogorov equation is solved in 1, 2 or 3 dimensions, the data have {dim}; "
-                "the chain estimator takes any dimension"
-            )
+        check_dim(dim)
         if isinstance(propagator, str):
             if propagator not in PROPAGATORS:
                 raise InputError(f"propagator: {propagator!r} is unknown{nearest(propagator, PROPAGATORS)}")
@@ -198,7 +194,9 @@ class _ExpectedLoss(torch.autograd.Function):
     """(b, a) -> J by the march; backward: the exact discrete adjoint."""
 
     @staticmethod
-    def forward(ctx: Any, drift: Tensor, diffusion: Tensor, equation: BackwardKolmogorov, step: float) -> Tensor:
+    def forward(
+        ctx: Any, drift: Tensor, diffusion: Tensor, equation: BackwardKolmogorov, step: float
+    ) -> Tensor:
         value, ctx.trajectory = equation.march(drift.detach().numpy(), diffusion.detach().numpy(), step)
         ctx.equation, ctx.shape = equation, diffusion.shape
         return drift.new_tensor(value)

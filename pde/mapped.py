@@ -60,7 +60,9 @@ class MappedSpace(Space):
         """T: one row per entry of K, one block of coefficients (drift, diffusion) per node."""
         if diagonal not in self._maps:
             g, volume, n = self._gradients, self._volume, self.dim + 1
-            keys = (self._slots[:, :, :, None] * np.int64(len(self._points)) + self._nodes[:, None, None, :]).ravel()
+            keys = (
+                self._slots[:, :, :, None] * np.int64(len(self._points)) + self._nodes[:, None, None, :]
+            ).ravel()
             unique, where = np.unique(keys, return_inverse=True)
             where = where.ravel()
 
@@ -73,7 +75,7 @@ class MappedSpace(Space):
             ]
             weight = -volume[:, None, None, None] / (2 * (self.dim + 1))
             for i, j in components(self.dim, diagonal):
-                local = 0.0
+                local = np.zeros(())
                 for p, q in {(i, j), (j, i)}:
                     test = g[:, :, None, None, p] + g[:, None, None, :, p]
                     local = local + weight * test * g[:, None, :, None, q]

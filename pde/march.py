@@ -61,7 +61,7 @@ def backward(space: Space, steps: list[Steps], terminal: np.ndarray, limit: bool
     """
     upper = np.array([space.maximum(float(c.max())) for c in terminal.T])
     lower = np.array([-space.maximum(float(-c.min())) for c in terminal.T])
-    width = max(float((upper - lower).max()), np.finfo(float).tiny)
+    width = max(float((upper - lower).max()), float(np.finfo(float).tiny))
     u, worst, clipped = terminal, 0.0, 0
     states: list[list[np.ndarray]] = [[] for _ in steps]
     kept: list[list[np.ndarray | None]] = [[] for _ in steps]
@@ -95,7 +95,9 @@ def _check(violation: float, layer: int) -> None:
         )
 
 
-def forward(trajectory: Trajectory, initial: np.ndarray, each: Callable[[int, np.ndarray], None]) -> np.ndarray:
+def forward(
+    trajectory: Trajectory, initial: np.ndarray, each: Callable[[int, np.ndarray], None]
+) -> np.ndarray:
     """The density from rho(0) = initial (Q, C) to T, exact transpose of the march.
 
     `each(layer, rho)` is called with the density at every layer's start; returns rho(T).
@@ -115,9 +117,7 @@ def adjoint(
     rho = initial
     for layer, steps in enumerate(trajectory.steps):
         total: np.ndarray | None = None
-        for mask, u in zip(
-            reversed(trajectory.kept[layer]), reversed(trajectory.states[layer]), strict=True
-        ):
+        for mask, u in zip(reversed(trajectory.kept[layer]), reversed(trajectory.states[layer]), strict=True):
             rho, cotangent = steps.adjoint(rho if mask is None else rho * mask, u)
             total = cotangent if total is None else total + cotangent
         assert total is not None  # every layer has at least one substep

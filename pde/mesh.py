@@ -13,6 +13,15 @@ from kolmo.errors import InputError
 DEFAULT_CELLS = {1: 256, 2: 96, 3: 32}
 
 
+def check_dim(dim: int) -> None:
+    """Raise InputError unless the equation is solved in this dimension."""
+    if dim not in (1, 2, 3):
+        raise InputError(
+            f"dim: the Kolmogorov equation is solved in 1, 2 or 3 dimensions, not {dim}; "
+            "the chain estimator takes any dimension"
+        )
+
+
 @dataclass(frozen=True)
 class Mesh:
     """Simplices of a box: vertices (N, d) and cells (E, d + 1) of vertex numbers.
@@ -55,11 +64,7 @@ def box_mesh(dim: int, cells: int, half_width: float) -> Mesh:
     Translation invariant, so that consistent mass gives fourth-order dispersion on smooth
     transport. Raises InputError on d other than 1, 2, 3, cells < 2 or R <= 0.
     """
-    if dim not in (1, 2, 3):
-        raise InputError(
-            f"dim: the Kolmogorov equation is solved in 1, 2 or 3 dimensions, not {dim}; "
-            "the chain estimator takes any dimension"
-        )
+    check_dim(dim)
     if int(cells) != cells or cells < 2:
         raise InputError(f"cells: {cells!r} is not an integer >= 2")
     if not (np.isfinite(half_width) and half_width > 0):

@@ -55,26 +55,27 @@ class Explicit(Propagator):
         M_k^-1 = sum_{j<=k} (I - Ml^-1 M)^j Ml^-1
 
     is symmetric, exact to order h^{2k+2} on smooth modes, and costs k sparse products: no
-    solves. corrections: k in 0..3. cap: most substeps a layer may need before it is refused.
+    solves. corrections: k in 0..3. cap: most substeps a layer may need before it is refused,
+    by default 512 in 1-D, where they cost nothing, and 64 otherwise. substeps: a fixed number.
     """
 
     order = 4
 
-    def __init__(self, corrections: int = 2, cap: int = 64, substeps: int | None = None) -> None:
+    def __init__(self, corrections: int = 2, cap: int | None = None, substeps: int | None = None) -> None:
         if corrections not in range(len(_RATE_LIMIT)):
             raise InputError(f"corrections: {corrections!r} is not 0, 1, 2 or 3")
         self.corrections, self.cap, self.substeps = corrections, cap, substeps
 
     def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
-        rate = space.maximum(generator.rate()) * step
-        count = max(1, math.ceil(rate / _RATE_LIMIT[self.corrections]))
-        if count > self.cap:
+        needed = float(np.ceil(space.maximum(generator.rate()) * step / _RATE_LIMIT[self.corrections]))
+        cap = (512 if space.dim == 1 else 64) if self.cap is None else self.cap
+        if not needed <= cap:
             raise StiffnessError(
-                f"layer {layer}: the explicit step would need {count} substeps, at most {self.cap} are "
+                f"layer {layer}: the explicit step would need {needed:.3g} substeps, at most {cap} are "
                 "allowed; take smaller weights or less noise, fewer cells, or propagator='implicit'",
                 layer,
             )
-        count = count if self.substeps is None else self.substeps
+        count = max(1, int(needed)) if self.substeps is None else self.substeps
         return _ExplicitSteps(space, generator, step / count, count, self.corrections)
 
 
@@ -126,20 +127,29 @@ class Implicit(Propagator):
         (M - alpha K) u* = (M + alpha K) u,      alpha = gamma dt / 2,
         (M - alpha K) u' = M (e1 u* - e0 u),     e1 = 1 / (gamma (2 - gamma)), e0 = e1 (1 - gamma)^2.
 
-    For stiff cases and as cross-check; L-stable, which does not bound u.
+    For stiff cases and as cross-check. L-stability does not bound u, and far beyond its accuracy it
+    damps u to a constant, which an optimiser would take for a small loss: hence the cap.
     Source: Bank et al., IEEE Trans. Electron Devices 32 (1985).
-    substeps: per layer.
+    substeps: per layer. cap: largest rate max_r sum_s |K_rs| / Ml_r times the substep.
     """
 
     order = 2
 
-    def __init__(self, substeps: int = 2) -> None:
+    def __init__(self, substeps: int = 2, cap: float = 1e4) -> None:
         if int(substeps) != substeps or substeps < 1:
             raise InputError(f"substeps: {substeps!r} is not a positive integer")
-        self.substeps = int(substeps)
+        self.substeps, self.cap = int(substeps), cap
 
     def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
-        return _ImplicitSteps(space, generator, step / self.substeps, self.substeps)
+        dt = step / self.substeps
+        rate = space.maximum(generator.rate()) * dt
+        if not rate <= self.cap:
+            raise StiffnessError(
+                f"layer {layer}: the implicit step's rate {rate:.3g} exceeds {self.cap:.3g}, beyond which it "
+                "follows nothing; take smaller weights or more substeps",
+                layer,
+            )
+        return _ImplicitSteps(space, generator, dt, self.substeps)
 
 
 class _ImplicitSteps(Steps):

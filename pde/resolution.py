@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kolmo.errors import InfeasibleError, ResolutionError
+from kolmo.errors import InfeasibleError, NonFiniteError, ResolutionError, StiffnessError
 from kolmo.pde.domain import choose_half_width
 from kolmo.pde.kolmogorov import BackwardKolmogorov
-from kolmo.pde.mesh import DEFAULT_CELLS
+from kolmo.pde.mesh import DEFAULT_CELLS, check_dim
 from kolmo.pde.propagator import Propagator
 from kolmo.problem import Problem
 
@@ -56,6 +56,7 @@ def resolve_value(
     error stays above LIMIT, with the reason and the remedy.
     """
     dim = problem.network.dim
+    check_dim(dim)
     if half_width is None:
         half_width = choose_half_width(problem)
     fixed, n = cells is not None, DEFAULT_CELLS[dim] if cells is None else cells
@@ -74,43 +75,56 @@ def resolve_value(
     coarse = _value(equation(max(2, round(2 * n / 3))))
     while True:
         fine = equation(n)
-        value, linear = _value(fine), _value(equation(n, limit=False))
+        value = _value(fine)
+        linear = _value(equation(n, limit=False)) if isinstance(value, float) else value
         estimate = _estimate(coarse, value, linear)
-        size = abs(value) if value is not None else 0.0
-        if value is not None and estimate <= AIM[0] + AIM[1] * size:
+        size = abs(value) if isinstance(value, float) else 0.0
+        if isinstance(value, float) and estimate <= AIM[0] + AIM[1] * size:
             return ResolvedValue(value, estimate, n, fine)
         finer = round(1.5 * n)
-        # second order: the error falls by 4/9 with each refinement
-        hopeless = estimate * (n / MOST_CELLS[dim]) ** 2 > 4 * (LIMIT[0] + LIMIT[1] * size)
-        if fixed or finer > MOST_CELLS[dim] or (dim == 3 and hopeless):
-            if value is not None and estimate <= LIMIT[0] + LIMIT[1] * size:
+        # at second order a cap this far away will not be reached: in 3-D each try is expensive
+        hopeless = dim == 3 and estimate * (n / MOST_CELLS[dim]) ** 2 > 4 * (LIMIT[0] + LIMIT[1] * size)
+        stiff = isinstance(value, (StiffnessError, NonFiniteError))  # a finer mesh is stiffer still
+        if fixed or stiff or hopeless or finer > MOST_CELLS[dim]:
+            if isinstance(value, float) and estimate <= LIMIT[0] + LIMIT[1] * size:
                 return ResolvedValue(value, estimate, n, fine)
-            raise _refusal(value, estimate, n, dim, fixed)
+            raise _refusal(value, linear, estimate, n, dim, fixed)
         coarse, n = value, finer
 
 
-def _value(equation: BackwardKolmogorov) -> float | None:
-    """J, or None where the mesh is too coarse for the guards."""
+def _value(equation: BackwardKolmogorov) -> float | InfeasibleError:
+    """J, or the reason why this mesh has none."""
     try:
         with torch.no_grad():
             return float(equation.expected_loss())
-    except InfeasibleError:
-        return None
+    except InfeasibleError as refusal:
+        return refusal
 
 
-def _estimate(coarse: float | None, fine: float | None, linear: float | None) -> float:
-    if coarse is None or fine is None or linear is None:
-        return float("inf")
-    return max(abs(fine - coarse) / (1.5**2 - 1), abs(fine - linear))
+def _estimate(
+    coarse: float | InfeasibleError, fine: float | InfeasibleError, linear: float | InfeasibleError
+) -> float:
+    if isinstance(coarse, float) and isinstance(fine, float) and isinstance(linear, float):
+        return max(abs(fine - coarse) / (1.5**2 - 1), abs(fine - linear))
+    return float("inf")
 
 
-def _refusal(value: float | None, estimate: float, cells: int, dim: int, fixed: bool) -> ResolutionError:
-    found = (
-        f"the value function overshoots its bounds on {cells} cells a direction"
-        if value is None or estimate == float("inf")
-        else f"J = {value:.3g} on {cells} cells a direction has a mesh error of about {estimate:.1g}"
-    )
-    more = f"more cells (up to {MOST_CELLS[dim]} are tried when --cells is left out), " if fixed else ""
+def _refusal(
+    value: float | InfeasibleError,
+    linear: float | InfeasibleError,
+    estimate: float,
+    cells: int,
+    dim: int,
+    fixed: bool,
+) -> InfeasibleError:
+    if isinstance(value, (StiffnessError, NonFiniteError)):
+        return value
+    if isinstance(value, float) and isinstance(linear, float):
+        size = "is not known" if estimate == float("inf") else f"is about {estimate:.1g}"
+        found = f"on {cells} cells a direction J = {value:.3g}, but its mesh error {size}"
+    else:
+        found = f"on {cells} cells a direction, {value if isinstance(value, InfeasibleError) else linear}"
+    more = f"more cells (up to {MOST_CELLS[dim]} are tried where none are given), " if fixed else ""
     return ResolutionError(
         f"the mesh does not resolve the network's features: {found}; take {more}smaller weights, "
         "or the chain estimator"

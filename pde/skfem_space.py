@@ -33,8 +33,8 @@ class SkfemSpace(MappedSpace):
     backend = "skfem"
 
     def __init__(self, mesh: Mesh) -> None:
+        super().__init__(mesh, mesh.points, mesh.cells)
         self._basis = basis(mesh)
-        super().__init__(mesh, mesh.points, self._basis.element_dofs.T)
 
     def interpolation(self, points: np.ndarray) -> sp.csr_matrix:
         return interpolation(self._basis, self.half_width, points)

@@ -26,10 +26,19 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
+#: warnings of libraries about themselves, on their first use: message, category, module
+THEIRS = (
+    r".*torch\.jit.*:DeprecationWarning",  # torch's forward-mode differentiation warns of torch's scripting
+    r":DeprecationWarning:ffcx",  # FFCx, cffi and setuptools while a form is compiled, never from its cache
+    r":DeprecationWarning:(cffi|setuptools|distutils|_distutils_hack|pkg_resources)",
+    r"unclosed file.*libffcx:ResourceWarning",
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
-    # torch's own forward-mode differentiation warns of torch's own scripting
-    config.addinivalue_line("filterwarnings", r"ignore:.*torch\.jit.*:DeprecationWarning")
+    for warning in THEIRS:
+        config.addinivalue_line("filterwarnings", f"ignore:{warning}")
 
 
 @pytest.fixture(params=["skfem", "dolfinx"], scope="session")

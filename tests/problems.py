@@ -64,7 +64,9 @@ def trained_size(
     return ResidualNetwork.from_weights(W, b, V, activation=activation)
 
 
-def problem(dim: int, noise: Noise | None = None, depth: int = 10, samples: int = 40, **keys: Any) -> kolmo.Problem:
+def problem(
+    dim: int, noise: Noise | None = None, depth: int = 10, samples: int = 40, **keys: Any
+) -> kolmo.Problem:
     """Dropout (by default) in a network of trained size, logistic loss."""
     model = noise_default() if noise is None else noise
     return kolmo.Problem(points(dim, samples), trained_size(dim, depth, **keys), model, Logistic())
@@ -95,7 +97,11 @@ def affine_network(dim: int, depth: int, pull: float = 0.8, spread: float = 0.3)
     A and c depend on time t = k/L through smooth functions, so that depths can be compared.
     """
     rng = np.random.default_rng(5)
-    base, tilt, shift = rng.uniform(-1, 1, (dim, dim)), rng.uniform(-1, 1, (dim, dim)), rng.uniform(-1, 1, dim)
+    base, tilt, shift = (
+        rng.uniform(-1, 1, (dim, dim)),
+        rng.uniform(-1, 1, (dim, dim)),
+        rng.uniform(-1, 1, dim),
+    )
     W = rng.standard_normal((dim + 1, dim))
     weights = []
     for k in range(depth):
@@ -209,7 +215,9 @@ def random_coefficients(space: Space, seed: int = 0) -> tuple[np.ndarray, np.nda
     return rng.standard_normal((count, dim)), root @ root.transpose(0, 2, 1)
 
 
-def smooth_coefficients(space: Space, drift: float = 0.6, diffusion: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+def smooth_coefficients(
+    space: Space, drift: float = 0.6, diffusion: float = 0.05
+) -> tuple[np.ndarray, np.ndarray]:
     """A smooth drift and a full diffusion, both tapered at the box."""
     from kolmo.modified import Coefficients
     from kolmo.pde.boundary import taper

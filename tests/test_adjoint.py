@@ -1,4 +1,4 @@
-"""The gradient of J: Taylor tests, duality, backends and processes against each other, jets against autograd."""
+"""The gradient of J: Taylor tests, duality, backends and processes compared, jets against autograd."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ from kolmo.pde import BackwardKolmogorov, Explicit, Implicit, Propagator, space_
 CELLS = {1: 64, 2: 24, 3: 8}
 HALF_WIDTH = 3.0
 NOISES = {
-    "none": noise.NoNoise(), "dropout": noise.BernoulliDropout(0.8), "injection": noise.GaussianInjection(0.3),
-}  # fmt: skip
+    "none": noise.NoNoise(),
+    "dropout": noise.BernoulliDropout(0.8),
+    "injection": noise.GaussianInjection(0.3),
+}
 
 
 def equation_of(
-    dim: int, model: str = "dropout", propagator: Propagator | str = "explicit", backend: str = "skfem", **options: Any
+    dim: int,
+    model: str = "dropout",
+    propagator: Propagator | str = "explicit",
+    backend: str = "skfem",
+    **options: Any,
 ) -> BackwardKolmogorov:
     """A network of trained size on moons (an interval, moons with a third feature)."""
     keys: dict[str, Any] = {"cells": CELLS[dim], "half_width": HALF_WIDTH, "limit": False, **options}
@@ -124,7 +130,7 @@ def test_adjoint_masks_what_the_clip_cut() -> None:
     for size in sizes:
         for old, new in zip(before, masks(size), strict=True):
             assert (old is None) == (new is None)
-            assert old is None or np.array_equal(old, new)
+            assert old is None or new is None or np.array_equal(old, new)
     zeroth, first = remainders(equation, sizes)
     assert fitted_order(sizes, zeroth) == pytest.approx(1, abs=0.05)
     assert fitted_order(sizes, first) == pytest.approx(2, abs=0.05)
@@ -227,7 +233,9 @@ def test_two_processes_give_the_serial_result(tmp_path: Path) -> None:
     if mpirun is None:
         pytest.skip("no mpirun")
     vendor = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30).stdout
-    options = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in vendor or "OpenRTE" in vendor else []
+    options = (
+        ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in vendor or "OpenRTE" in vendor else []
+    )
     output = tmp_path / "two.npz"
     # mpi4py here has started MPI by itself: its variables would make the child a member of that run
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_"))}
@@ -296,7 +304,8 @@ def test_modified_equation_by_formulas_and_by_autograd(activation: str, model: s
         c = modified_equation(network, NOISES[model], x, order)
         generator = torch.Generator().manual_seed(7)
         functional = sum(
-            (torch.randn(t.shape, generator=generator, dtype=t.dtype) * t).sum() for t in (c.drift, c.diffusion)
+            (torch.randn(t.shape, generator=generator, dtype=t.dtype) * t).sum()
+            for t in (c.drift, c.diffusion)
         )
         assert isinstance(functional, Tensor)
         parts = torch.autograd.grad(functional, list(inner.parameters()), allow_unused=True)
@@ -331,7 +340,7 @@ def _pair(c: Any) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_order_two_by_its_definition(dim: int) -> None:
-    """b = m - h/2 [(grad m) m + 1/2 D : hess m], a = (I - h/2 grad m) D (I - h/2 grad m)^T, entry by entry."""
+    """b = m - h/2 [J m + 1/2 D : hess m] and a = (I - h/2 J) D (I - h/2 J)^T, J = grad m, point by point."""
     network, std = trained_size(dim, depth=3, std=0.8), 0.5
     x, h = sample(dim), network.step
     found = modified_equation(network, noise.GaussianInjection(std), x, 2)
@@ -343,10 +352,7 @@ def test_order_two_by_its_definition(dim: int) -> None:
 
             m, J = f(point), torch.autograd.functional.jacobian(f, point)
             laplacian = torch.stack(
-                [
-                    torch.autograd.functional.hessian(lambda z, i=i: f(z)[i], point).trace()  # noqa: B023
-                    for i in range(dim)
-                ]
+                [torch.autograd.functional.hessian(lambda z, i=i: f(z)[i], point).trace() for i in range(dim)]
             )
             drift = m - h / 2 * (J @ m + 0.5 * std**2 * laplacian)
             shift = torch.eye(dim, dtype=torch.float64) - h / 2 * J

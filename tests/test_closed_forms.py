@@ -44,7 +44,12 @@ def test_ornstein_uhlenbeck_second_order_in_the_mesh(dim: int, order: int, propa
     exact = sde_loss(given, order)
     half_width = BOXES[dim][0]
     errors = [
-        abs(pde_loss(given, cells=n, order=order, half_width=half_width, propagator=propagator, backend="skfem") - exact)
+        abs(
+            pde_loss(
+                given, cells=n, order=order, half_width=half_width, propagator=propagator, backend="skfem"
+            )
+            - exact
+        )
         for n in CELLS[dim]
     ]
     assert -fitted_order(CELLS[dim], errors) == pytest.approx(2, abs=0.25)
@@ -76,7 +81,10 @@ def dropout(dim: int, depth: int, keep: float = 0.7) -> kolmo.Problem:
     """
     cloud = cluster(dim, BOXES[dim][1])
     return kolmo.Problem(
-        kolmo.Dataset((100 * cloud.points).round() / 100, cloud.labels), affine_network(dim, depth), noise.BernoulliDropout(keep), LeastSquares()
+        kolmo.Dataset((100 * cloud.points).round() / 100, cloud.labels),
+        affine_network(dim, depth),
+        noise.BernoulliDropout(keep),
+        LeastSquares(),
     )
 
 
@@ -103,7 +111,9 @@ def test_linear_dropout_second_order_in_the_mesh(dim: int) -> None:
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("make", [injection, dropout], ids=["injection", "dropout"])
 @pytest.mark.parametrize("dim", [1, 2, 3])
-def test_modified_equation_has_its_weak_order(dim: int, make: Callable[..., kolmo.Problem], order: int) -> None:
+def test_modified_equation_has_its_weak_order(
+    dim: int, make: Callable[..., kolmo.Problem], order: int
+) -> None:
     """|J_sde - J_chain| = O(h^order) at fixed s or p: both sides by their moments, no mesh."""
     depths = [8, 16, 32, 64]
     errors = [abs(sde_loss(make(dim, n), order) - chain_loss(make(dim, n))) for n in depths]
@@ -123,7 +133,12 @@ def test_dropout_of_a_linear_block_in_the_depth(
     errors = []
     for depth in depths:
         given = make(depth)
-        options = {"order": order, "half_width": 4.0, "propagator": Implicit(-(-384 // depth)), "backend": "skfem"}
+        options = {
+            "order": order,
+            "half_width": 4.0,
+            "propagator": Implicit(-(-384 // depth)),
+            "backend": "skfem",
+        }
         coarse, fine = (pde_loss(given, cells=n, **options) for n in (800, 1600))
         errors.append(abs(fine + (fine - coarse) / 3 - chain_loss(given)))  # Richardson in the mesh
         assert abs(fine - coarse) < errors[-1]
@@ -175,7 +190,14 @@ def test_standard_error_is_the_deviation_of_estimates() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["p1-interval-dropout", "p2-moons-dropout", "p2-xor-depth", "p2-spirals-dropout", "p2-circles-gaussian", "p3-shells-dropout"],
+    [
+        "p1-interval-dropout",
+        "p2-moons-dropout",
+        "p2-xor-depth",
+        "p2-spirals-dropout",
+        "p2-circles-gaussian",
+        "p3-shells-dropout",
+    ],
 )
 def test_chain_agrees_with_reference_values(name: str) -> None:
     """J of the example networks within 4 joint standard errors of their reference."""
@@ -205,7 +227,9 @@ def test_pde_agrees_with_the_reference_in_one_dimension(backend: str) -> None:
 
 @pytest.mark.parametrize("make", [Explicit, Implicit])
 @pytest.mark.parametrize("dim", [1, 2])
-def test_order_in_time_of_expected_loss(backend: str, dim: int, make: type[Explicit] | type[Implicit]) -> None:
+def test_order_in_time_of_expected_loss(
+    backend: str, dim: int, make: type[Explicit] | type[Implicit]
+) -> None:
     """J on one mesh converges in the substep with the propagator's order."""
     given = problem(dim, noise.GaussianInjection(0.3), depth=2)
     counts = [2, 4, 8, 16] if make is Implicit or dim == 2 else [8, 16, 32]

@@ -96,7 +96,9 @@ def test_csv_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, draw:
     """Points come back bit for bit, denormals and signed zeros included."""
     dim = draw.draw(st.integers(1, 4))
     rows = draw.draw(st.lists(st.tuples(*[finite] * dim), min_size=2, max_size=8))
-    labels = torch.tensor([0, 1] + draw.draw(st.lists(st.integers(0, 1), min_size=len(rows) - 2, max_size=len(rows) - 2)))
+    labels = torch.tensor(
+        [0, 1, *draw.draw(st.lists(st.integers(0, 1), min_size=len(rows) - 2, max_size=len(rows) - 2))]
+    )
     original = data.Dataset(torch.tensor(rows, dtype=torch.float64), labels)
     path = tmp_path_factory.mktemp("round") / "points.csv"
     data.to_csv(original, path)
@@ -150,5 +152,5 @@ def test_bad_synthetic_arguments_name_the_key(arguments: tuple, key: str) -> Non
     ],
 )  # fmt: skip
 def test_bad_arrays_raise(points: list, labels: list) -> None:
-    with pytest.raises(InputError, match="^data: "):
+    with pytest.raises(InputError, match=r"^data: "):
         data.Dataset(torch.tensor(points), torch.tensor(labels))

@@ -23,7 +23,10 @@ from kolmo.errors import (
     NonFiniteError,
     StiffnessError,
 )
+from kolmo.loss import LeastSquares
+from kolmo.modified import Coefficients
 from kolmo.pde import BackwardKolmogorov, Explicit, Implicit, make_space, resolve
+from kolmo.pde.boundary import taper
 from kolmo.pde.domain import audit_domain, choose_half_width
 
 REMEDIES = ("smaller weights", "weights are too large", "more cells", "less noise", "more layers", "implicit")
@@ -59,24 +62,47 @@ def refusal(given: kolmo.Problem, kind: type[InfeasibleError], **options: Any) -
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_weights_times_thirty_are_too_stiff(backend: str, dim: int) -> None:
-    error = refusal(scaled(problem(dim), 30), StiffnessError, backend=backend, cells=8)
-    assert error.layer == 0 and "layer 0" in str(error)
+    factor = 30 if dim > 1 else 300  # substeps are cheap in 1-D, more of them are allowed
+    error = refusal(scaled(problem(dim), factor), StiffnessError, backend=backend)
+    assert error.layer is not None and f"layer {error.layer}:" in str(error) and "substeps" in str(error)
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("propagator", ["explicit", "implicit"])
-@pytest.mark.parametrize("factor", [1e100, 1e160, 1e200])
+@pytest.mark.parametrize("factor", [1e160, 1e200])
 def test_weights_beyond_floating_point_are_not_finite(backend: str, factor: float, propagator: str) -> None:
-    """V W overflows: the coefficients are infinite or NaN, and a point is named."""
-    given = scaled(problem(2), factor)
-    kind = NonFiniteError if factor > 1e154 else InfeasibleError
-    refusal(given, kind, backend=backend, propagator=propagator)
+    """The order-2 drift overflows: the coefficients are infinite or NaN, and a point is named."""
+    error = refusal(scaled(problem(2), factor), NonFiniteError, backend=backend, propagator=propagator)
+    assert "not finite at (" in str(error)
+
+
+def test_huge_substep_counts_fit_in_a_line() -> None:
+    """Weights times 1e100 need 10^199 substeps; the message does not spell them out."""
+    refusal(scaled(problem(2), 1e100), StiffnessError)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_an_infinite_rate_is_infeasible() -> None:
+    """Finite coefficients whose rate |K| / Ml overflows are refused like any others."""
+    given = problem(2, noise.NoNoise())
+    assert isinstance(given.network, kolmo.ResidualNetwork)
+    with torch.no_grad():
+        given.network.V *= 1e308
+    refusal(given, InfeasibleError, order=1)
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e100])
+def test_implicit_steps_refuse_what_they_cannot_follow(factor: float) -> None:
+    """Huge weights are refused by the implicit steps too: J = min Phi would be a gift to an optimiser."""
+    refusal(scaled(problem(2), factor), InfeasibleError, propagator="implicit")
 
 
 @pytest.mark.parametrize("cells", [8, 16, 32])
-def test_unresolved_weights_break_the_maximum_principle(backend: str, cells: int) -> None:
+@pytest.mark.parametrize("dim", [2, 3])
+def test_unresolved_weights_break_the_maximum_principle(backend: str, dim: int, cells: int) -> None:
     """Implicit steps take any stiffness; what the mesh does not resolve then overshoots."""
-    error = refusal(scaled(problem(2), 3), MaximumPrincipleError, backend=backend, cells=cells, propagator="implicit")
+    given, cells = scaled(problem(dim), 30), cells if dim == 2 else cells // 4 + 2
+    error = refusal(given, MaximumPrincipleError, backend=backend, cells=cells, propagator="implicit")
     assert error.layer is not None and f"layer {error.layer}" in str(error) and "%" in str(error)
 
 
@@ -89,8 +115,8 @@ def test_the_guard_names_the_layer_that_fails() -> None:
     assert refusal(given, StiffnessError).layer == 4
     given = problem(2)
     with torch.no_grad():
-        given.network.V[4] *= 30  # type: ignore[index]
-    assert refusal(given, MaximumPrincipleError, propagator=Implicit(4)).layer == 4
+        given.network.V[4] *= 300  # type: ignore[index]
+    assert refusal(given, MaximumPrincipleError, propagator=Implicit(2)).layer == 4
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -108,10 +134,9 @@ def test_j_is_bounded_by_the_loss_or_refused(
     phi = torch.stack([base.loss(torch.from_numpy(solver.space.coefficient_points), y) for y in (0, 1)])
     try:
         value = float(solver.expected_loss().detach())
-    except InfeasibleError as error:
-        assert any(remedy in str(error) for remedy in REMEDIES)
-    else:
-        assert float(phi.min()) - 1e-12 <= value <= float(phi.max()) + 1e-12
+    except InfeasibleError:
+        return  # refused: what `refusal` examines elsewhere
+    assert float(phi.min()) - 1e-12 <= value <= float(phi.max()) + 1e-12
 
 
 def test_mild_weights_are_accepted(backend: str) -> None:
@@ -156,6 +181,47 @@ def test_the_box_chosen_holds(dim: int) -> None:
     assert abs(audit_domain(given, 0.6 * start).bias) > abs(audit_domain(given, 2 * chosen).bias)
 
 
+def test_audit_of_the_box_by_hand() -> None:
+    """f = 1, no noise, LeastSquares: x + 1 freely, x_{k+1} = x_k + h chi(x_k) in the box; bias by both."""
+    R, depth, x = 2.0, 10, np.array([0.9, 1.2])
+    one = torch.ones(depth, 1, 1)
+    network = kolmo.ResidualNetwork.from_weights(0 * one, one[:, 0], one, activation="identity")
+    cloud = kolmo.Dataset(torch.from_numpy(x[:, None]), torch.tensor([0, 1]))
+    audit = audit_domain(kolmo.Problem(cloud, network, noise.NoNoise(), LeastSquares()), R)
+    boxed, target = x.copy(), np.array([-1.0, 1.0])
+    for _ in range(depth):
+        t = np.clip((R - np.abs(boxed)) / (0.2 * R), 0, 1)
+        boxed = boxed + 0.1 * t * t * (3 - 2 * t)
+    loss = np.mean(0.5 * (x + 1 - target) ** 2)
+    assert audit.loss == pytest.approx(loss, rel=1e-12)
+    assert audit.bias == pytest.approx(np.mean(0.5 * (boxed - target) ** 2) - loss, rel=1e-12)
+    assert audit.bias < -0.01 and not audit.holds
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+@given(seed=st.integers(0, 10**6))
+def test_taper_is_one_sided(full: bool, seed: int) -> None:
+    """Inside 0.8 R and for inward drift nothing changes; at faces b n <= 0 and a n = 0; a stays >= 0."""
+    R, rng = 2.0, np.random.default_rng(seed)
+    x = rng.uniform(-R, R, (60, 3))
+    faces = rng.integers(0, 3, 20)
+    x[np.arange(20), faces] = R * rng.choice([-1.0, 1.0], 20)
+    root = rng.standard_normal((1, 60, 3, 3))
+    a = root @ root.transpose(0, 1, 3, 2) if full else root[..., 0] ** 2
+    free = Coefficients(torch.from_numpy(rng.standard_normal((1, 60, 3))), torch.from_numpy(a))
+    tapered = taper(free, torch.from_numpy(x), R)
+    b, b_new, a_new = free.drift.numpy(), tapered.drift.numpy(), tapered.diffusion.numpy()
+    same = (b * x <= 0) | (np.abs(x) <= 0.8 * R)
+    assert np.array_equal(b[same], b_new[same]) and (np.abs(b_new) <= np.abs(b)).all()
+    assert (np.abs(b_new)[~same] < np.abs(b)[~same]).all() and (b_new * b >= 0).all()
+    inside = (np.abs(x) <= 0.8 * R).all(axis=1)
+    assert np.array_equal(a[:, inside], a_new[:, inside])
+    for i, face in enumerate(faces):
+        assert (b_new * x)[0, i, face] <= 0
+        assert np.abs(a_new[0, i, face]).max() == 0
+    assert (np.linalg.eigvalsh(a_new) if full else a_new).min() >= -1e-12
+
+
 def test_data_outside_the_box() -> None:
     with pytest.raises(InputError, match="outside the box"):
         equation(problem(2), half_width=1.0)
@@ -176,9 +242,9 @@ def test_four_dimensions_are_for_the_chain() -> None:
 
 def test_order_two_needs_two_derivatives() -> None:
     given = problem(2, activation="relu")
-    with pytest.raises(InputError, match="order: 2 .* order 1"):
+    with pytest.raises(InputError, match=r"order: 2 .* order 1"):
         equation(given)
-    with pytest.raises(InputError, match="order: 2 .* order 1"):
+    with pytest.raises(InputError, match=r"order: 2 .* order 1"):
         equation(given.with_network(PlainNetwork(given.network)))  # type: ignore[arg-type]
     assert float(equation(given, order=1).expected_loss().detach()) > 0
 
@@ -217,7 +283,7 @@ def test_resolve_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("skfem") == "skfem"
     monkeypatch.setattr("kolmo.pde.dolfinx_compat.unavailable", lambda: "it is not installed for this Python")
     assert resolve("auto") == "skfem"
-    with pytest.raises(MissingBackendError, match="install it .* skfem") as caught:
+    with pytest.raises(MissingBackendError, match=r"install it .* skfem") as caught:
         resolve("dolfinx")
     assert "\n" not in str(caught.value)
 

@@ -112,7 +112,10 @@ def test_no_settings_is_no_noise() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kind": "bernouli_dropout", "keep": 0.8}, ("noise.kind", "'bernouli_dropout'", "'bernoulli_dropout'")),
+        (
+            {"kind": "bernouli_dropout", "keep": 0.8},
+            ("noise.kind", "'bernouli_dropout'", "'bernoulli_dropout'"),
+        ),
         ({"kind": "zzz"}, ("noise.kind", "'zzz'", "gaussian_injection")),
         ({"kind": "bernoulli_dropout", "kep": 0.8}, ("noise.kep", "keep")),
         ({"kind": "bernoulli_dropout", "keep": 0.8, "std": 1.0}, ("noise.std",)),

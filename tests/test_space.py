@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def mesh(dim: int, kind: str) -> Mesh:
     return perturbed_mesh(dim, CELLS[dim], HALF_WIDTH)
 
 
-@lru_cache(maxsize=None)
+@cache
 def cached(backend: str, dim: int, kind: str) -> Space:
     return space_on(backend, mesh(dim, kind))
 
@@ -235,7 +235,9 @@ def test_mass_defect_kills_affine_functions_on_symmetric_patches(backend: str, d
 @given(
     st.data(),
 )
-def test_interpolation_reproduces_affine_functions(backend: str, dim: int, kind: str, data: st.DataObject) -> None:
+def test_interpolation_reproduces_affine_functions(
+    backend: str, dim: int, kind: str, data: st.DataObject
+) -> None:
     """Rows are non-negative, sum to 1, have d + 1 entries at most, and reproduce x."""
     space = cached(backend, dim, kind)
     coordinate = st.floats(-HALF_WIDTH, HALF_WIDTH, allow_nan=False)
@@ -308,7 +310,7 @@ def test_bad_meshes_raise() -> None:
         (box.points, box.cells - 1),
         (box.points + 0.5, box.cells),
     ]:
-        with pytest.raises(InputError, match="^mesh: "):
+        with pytest.raises(InputError, match=r"^mesh: "):
             Mesh(points, cells)
 
 

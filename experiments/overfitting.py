@@ -1,0 +1,110 @@
+"""Regularisation seen on test data: the noiseless network overfits, the noisy one does not.
+
+Sixty points, dropout with keep probability 0.5, hardly any weight decay. For each seed (data,
+initial weights and masks) a network is trained without noise, one with noise on the chain and
+one by PDE control; the claim is about the loss on 4000 test points with the noise off, as
+networks trained with dropout are used.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from kolmo import control, training
+from kolmo.config import Config
+from kolmo.control.admissible import Box
+from kolmo.experiments.claims import Claim
+from kolmo.experiments.progress import Progress, Silent
+from kolmo.pde.backend import resolve as resolve_backend
+from kolmo.penalty import StepPenalty, WeightDecay
+
+METHODS = ("noiseless", "stochastic", "control")
+
+
+@dataclass
+class Overfitting:
+    """Test losses of each method over seeds: rows[seed][method] = (train, test) loss without noise."""
+
+    config: Config
+    seeds: int = 5
+    rows: list[dict[str, tuple[float, float]]] = field(default_factory=list)
+
+    name = "overfitting"
+    summary = "test loss of noisy and noiseless training on few points, five seeds"
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Train all methods for every seed. Raises KolmoError where one cannot be answered for."""
+        progress = progress or Silent()
+        progress.start("overfitting: three trainings a seed", 3 * self.seeds)
+        first = self.config.run.seed
+        for seed in range(first, first + self.seeds):
+            row: dict[str, tuple[float, float]] = {}
+            config = copy.deepcopy(self.config)
+            config.run.seed = seed
+            for method in METHODS:
+                row[method] = self._losses(config, method)
+                progress.advance(f"seed {seed}, {method}: test loss {row[method][1]:.4f}")
+            self.rows.append(row)
+
+    def _losses(self, config: Config, method: str) -> tuple[float, float]:
+        train, test = config.datasets()
+        problem = config.problem(train)
+        penalties = (WeightDecay(config.penalty.weight_decay), StepPenalty())
+        if method == "control":
+            c = config.control
+            control.train(
+                problem,
+                penalties,
+                cells=c.cells,
+                iterations=c.iterations,
+                order=c.order,
+                backend=resolve_backend(config.run.backend),
+                tolerance=c.tolerance,
+                admissible=Box(c.radius),
+                seed=config.run.seed,
+            )
+        else:
+            noisy = method == "stochastic"
+            settings = config.stochastic if noisy else config.noiseless
+            training.train(
+                problem if noisy else problem.without_noise(),
+                penalties,
+                steps=settings.steps,
+                paths=config.stochastic.paths if noisy else 1,
+                learning_rate=settings.learning_rate,
+                seed=config.run.seed,
+            )
+        with torch.no_grad():
+            losses = [float(problem.loss(problem.network(d.points), d.labels).mean()) for d in (train, test)]
+        return losses[0], losses[1]
+
+    def gains(self, method: str) -> np.ndarray:
+        """Test loss of the noiseless network minus the method's, one per seed."""
+        return np.array([row["noiseless"][1] - row[method][1] for row in self.rows])
+
+    def claims(self) -> list[Claim]:
+        """Lower test loss in every seed's mean, with a one-sided 95% t interval."""
+        from scipy.stats import t
+
+        claims = []
+        for method in ("stochastic", "control"):
+            gain = self.gains(method)
+            margin = float(t.ppf(0.95, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain)))
+            claims.append(
+                Claim(
+                    f"{method}: test loss below the noiseless network's (mean gain over {len(gain)} seeds)",
+                    float(gain.mean()),
+                    f"> {margin:.3g} (one-sided 95% t interval)",
+                    bool(gain.mean() > margin),
+                )
+            )
+        return claims
+
+    def results(self) -> dict[str, Any]:
+        """Losses of every seed for results.json."""
+        return {"losses": [{m: {"train": a, "test": b} for m, (a, b) in row.items()} for row in self.rows]}

@@ -1,0 +1,137 @@
+"""The command line: `kolmo reproduce | evaluate | experiment | doctor`.
+
+Exit codes: 0 done (and every claim holds), 1 a claim does not hold or estimators differ,
+2 bad input or a refusal (one line says which), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from kolmo import __version__
+from kolmo.errors import InputError, KolmoError
+
+EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; every expected failure becomes one line on standard error and exit code 2."""
+    parser = _build()
+    try:
+        options = parser.parse_args(arguments)
+        if options.command is None:
+            parser.print_help()
+            return 0
+        return _run(options)
+    except KolmoError as error:
+        print(f"kolmo: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("kolmo: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_ERROR
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "doctor":  # has to answer where torch itself is broken
+        from kolmo import doctor
+
+        report = doctor.report()
+        print(json.dumps(report, indent=1) if options.json else "\n".join(doctor.lines(report)))
+        return 0
+    # imported here: `kolmo --help` should not wait for torch
+    from kolmo import commands
+
+    commands.quiet_libraries()
+    commands.set_threads()
+    handler = {
+        "reproduce": commands.reproduce,
+        "evaluate": commands.evaluate,
+        "experiment": commands.experiment,
+    }[options.command]
+    return handler(options)
+
+
+def _build() -> _Parser:
+    parser = _Parser(
+        prog="kolmo",
+        description="Noise-injected training of residual networks as control of the Kolmogorov equation.",
+    )
+    parser.add_argument("--version", action="version", version=f"kolmo {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="the main job: train by PDE control, stochastically and without noise, and cross-check",
+        description="Train one network three ways and cross-check values and gradients two ways.",
+        epilog="example: kolmo reproduce --config overfitting --seed 3 --out runs/overfitting",
+        allow_abbrev=False,
+    )
+    reproduce.add_argument("--config", default="default", help="TOML file, or default, overfitting")
+    _run_options(reproduce)
+    reproduce.add_argument("--json", action="store_true", help="print the claims as one JSON object")
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="J of a network on disk by several estimators",
+        description="Evaluate a case directory (problem.toml, points.csv, weights.npz).",
+        epilog="example: kolmo evaluate runs/reproduce/control --estimator pde,chain --json",
+        allow_abbrev=False,
+    )
+    evaluate.add_argument("case", metavar="CASE_DIR")
+    evaluate.add_argument(
+        "--estimator", default="pde,chain", help="comma-separated: pde, chain (default both)"
+    )
+    evaluate.add_argument("--paths", type=int, default=1_000_000, help="paths of the chain (default 1000000)")
+    evaluate.add_argument("--cells", type=int, help="cells a direction (default: refined until resolved)")
+    evaluate.add_argument("--order", type=int, default=2, help="order of the modified equation, 1 or 2")
+    evaluate.add_argument("--backend", default="auto", help="auto, dolfinx or skfem")
+    evaluate.add_argument("--device", default="auto", help="of the chain: auto, cpu or cuda")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the chain's noise")
+    evaluate.add_argument("--gradient", action="store_true", help="write each estimate's gradient as npz")
+    evaluate.add_argument("--out", help="folder for gradients (default: a fresh temporary one)")
+    evaluate.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    experiment = commands.add_parser(
+        "experiment",
+        help="one reproducible result, its claims checked",
+        epilog="example: kolmo experiment overfitting --quick",
+        allow_abbrev=False,
+    )
+    experiment.add_argument("name", nargs="?", metavar="NAME")
+    experiment.add_argument("--list", action="store_true", help="name all experiments")
+    experiment.add_argument("--config", help="TOML file in place of the experiment's own")
+    _run_options(experiment)
+    experiment.add_argument("--json", action="store_true", help="print the claims as one JSON object")
+
+    doctor = commands.add_parser("doctor", help="what was found on this machine and what is missing")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", help="finite elements: auto, dolfinx or skfem")
+    parser.add_argument("--device", help="of the chain: auto, cpu or cuda")
+    parser.add_argument("--seed", type=int, help="of data, weights and noise")
+    parser.add_argument("--out", help="output folder (default runs/NAME)")
+    parser.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
+    parser.add_argument("--quick", action="store_true", help="a small version, under 30 seconds")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

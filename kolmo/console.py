@@ -1,0 +1,124 @@
+"""Tables and live progress on a terminal (rich); plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kolmo.experiments.claims import Claim
+
+if TYPE_CHECKING:
+    from kolmo.experiments.binary_classification import Line
+
+
+@lru_cache(maxsize=2)
+def console(stderr: bool = False) -> Console:
+    """Standard output, or standard error for progress."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+class LiveProgress:
+    """A bar per stage on a terminal, one line per finished stage in a log, nothing when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._console = console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task: Any = None
+        self._stage, self._note = "", ""
+
+    def __enter__(self) -> LiveProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish()
+        self._bars.stop()
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            # an optimiser may stop before its limit: the bar should not wait for the rest
+            self._bars.update(self._task, total=self._bars.tasks[self._task].completed or 1)
+        if self._stage and not self._quiet and not self._console.is_terminal:
+            self._console.print(f"{self._stage}: {self._note}")
+        self._stage = ""
+
+    def start(self, stage: str, total: int) -> None:
+        """A new stage of `total` steps."""
+        self._finish()
+        self._stage, self._note = stage, ""
+        self._task = self._bars.add_task(stage, total=total, note="")
+
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        """Some steps of the stage are done."""
+        self._note = note or self._note
+        self._bars.update(self._task, advance=steps, note=note)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}" if math.isfinite(value) else str(value)
+    return str(value)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_number(value) for value in row))
+    console().print(table)
+
+
+def print_networks(measured: dict[str, dict[str, Any]]) -> None:
+    """One row for each trained network."""
+    columns = ["network", "objective", "J pde", "J chain", "+- 95%", "noise off"]
+    columns += ["test J", "train acc.", "test acc."]
+    rows = [
+        (
+            name,
+            m["objective"],
+            m["pde"]["value"],
+            m["chain"]["value"],
+            (m["chain"]["interval"][1] - m["chain"]["interval"][0]) / 2,
+            m["loss_without_noise"],
+            m["test_loss"],
+            m["train_accuracy"],
+            m["test_accuracy"],
+        )
+        for name, m in measured.items()
+    ]
+    _table("trained networks (J: expected loss under the noise)", columns, rows)
+
+
+def print_lines(lines: Sequence[Line]) -> None:
+    """The cross-check, one verdict a line."""
+    rows = [(x.network, x.quantity, x.pde, x.chain, x.verdict.word, x.verdict.reason) for x in lines]
+    _table("cross-check", ("network", "quantity", "pde", "chain", "verdict", "why"), rows)
+
+
+def print_claims(claims: Sequence[Claim]) -> None:
+    """Claims with what was measured and expected."""
+    rows = [(c.claim, c.measured, c.expected, "holds" if c.holds else "FAILS") for c in claims]
+    _table("claims", ("claim", "measured", "expected", ""), rows)

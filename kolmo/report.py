@@ -1,0 +1,106 @@
+"""What a run leaves in its folder: results.json, config.toml, networks, figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kolmo import __version__, case
+from kolmo.experiments.binary_classification import BinaryClassification
+from kolmo.experiments.claims import Claim
+from kolmo.experiments.overfitting import Overfitting
+from kolmo.figures import write_figures
+from kolmo.files import write_json, write_text
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    import scipy
+    import skfem
+
+    from kolmo.pde.dolfinx_compat import unavailable
+
+    found = {
+        "kolmo": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "scikit-fem": skfem.__version__,
+    }
+    if unavailable() is None:
+        import dolfinx
+
+        found["dolfinx"] = dolfinx.__version__
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Numbers, texts, lists and tables that JSON holds; what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (np.integer, np.floating)):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_run(
+    run: BinaryClassification, claims: list[Claim], folder: Path, *, seconds: float, interrupted: bool
+) -> None:
+    """Write everything there is of a run; each file is whole or absent."""
+    write_text(folder / "config.toml", run.config.dumps())
+    for name, trained in run.trained.items():
+        case.save(run.under_noise(trained.network), folder / name)
+    figures = write_figures(run, folder)
+    content = {
+        "name": run.name,
+        "status": "interrupted" if interrupted else "finished",
+        "claims": [claim.as_dict() for claim in claims],
+        "networks": run.measured,
+        "checks": [line.as_dict() for line in run.lines],
+        "training": {
+            name: {
+                **trained.details,
+                "history": _history(trained.history),
+            }
+            for name, trained in run.trained.items()
+        },
+        "paths": run.paths,
+        "figures": figures,
+        "seed": run.config.run.seed,
+        "backend": run.backend,
+        "device": run.device,
+        "versions": versions(),
+        "seconds": {**run.seconds, "total": seconds},
+        "config": dataclasses.asdict(run.config),
+    }
+    write_json(folder / "results.json", plain(content))
+
+
+def _history(rows: list[tuple[float, int, float]]) -> dict[str, list[float]]:
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
+    return {name: list(c) for name, c in zip(("seconds", "evaluations", "objective"), columns, strict=True)}
+
+
+def write_overfitting(study: Overfitting, claims: list[Claim], folder: Path, *, seconds: float) -> None:
+    """results.json and config.toml of the overfitting experiment."""
+    write_text(folder / "config.toml", study.config.dumps())
+    content = {
+        "name": study.name,
+        "status": "finished" if claims else "interrupted",
+        "claims": [claim.as_dict() for claim in claims],
+        **study.results(),
+        "versions": versions(),
+        "seconds": {"total": seconds},
+    }
+    write_json(folder / "results.json", plain(content))
