@@ -242,7 +242,7 @@ def experiment(options: argparse.Namespace) -> int:
         write_overfitting(study, [], folder, seconds=time.perf_counter() - start)
         print(f"kolmo: interrupted; what was done is saved in {folder}", file=sys.stderr)
         return 130
-    claims = study.claims()
+    claims = study.claims(0.8 if options.quick else 0.95)
     write_overfitting(study, claims, folder, seconds=time.perf_counter() - start)
     return _conclude(options.name, claims, folder, options.json)
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -83,9 +84,12 @@ def _number(value: Any) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        text = any(isinstance(row[index], str) and len(row[index]) > 20 for row in rows)
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=not text)
     for row in rows:
         table.add_row(*(_number(value) for value in row))
     console().print(table)
@@ -93,29 +97,41 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) ->
 
 def print_networks(measured: dict[str, dict[str, Any]]) -> None:
     """One row for each trained network."""
-    columns = ["network", "objective", "J pde", "J chain", "+- 95%", "noise off"]
-    columns += ["test J", "train acc.", "test acc."]
+    columns = ["network", "objective", "J pde", "J chain", "+-", "noise off", "test J", "accuracy"]
     rows = [
         (
             name,
-            m["objective"],
-            m["pde"]["value"],
-            m["chain"]["value"],
-            (m["chain"]["interval"][1] - m["chain"]["interval"][0]) / 2,
-            m["loss_without_noise"],
-            m["test_loss"],
-            m["train_accuracy"],
-            m["test_accuracy"],
+            f"{m['objective']:.4f}",
+            f"{m['pde']['value']:.4f}",
+            f"{m['chain']['value']:.4f}",
+            f"{(m['chain']['interval'][1] - m['chain']['interval'][0]) / 2:.0e}",
+            f"{m['loss_without_noise']:.4f}",
+            f"{m['test_loss']:.4f}",
+            f"{m['train_accuracy']:.3f}/{m['test_accuracy']:.3f}",
         )
         for name, m in measured.items()
     ]
-    _table("trained networks (J: expected loss under the noise)", columns, rows)
+    _table(
+        "trained networks (J: expected loss under the noise, +-: 95%; accuracy: train/test)", columns, rows
+    )
 
 
 def print_lines(lines: Sequence[Line]) -> None:
-    """The cross-check, one verdict a line."""
-    rows = [(x.network, x.quantity, x.pde, x.chain, x.verdict.word, x.verdict.reason) for x in lines]
-    _table("cross-check", ("network", "quantity", "pde", "chain", "verdict", "why"), rows)
+    """The cross-check, one verdict a line; the stated error's parts are in results.json."""
+    rows = [
+        (
+            x.network,
+            x.quantity,
+            x.pde,
+            x.chain,
+            f"{x.verdict.difference:.1e}",
+            f"{x.verdict.tolerance:.1e}",
+            x.verdict.word,
+        )
+        for x in lines
+    ]
+    columns = ("network", "quantity", "pde", "chain", "differ by", "stated", "verdict")
+    _table("cross-check (gradients: norms, and the relative difference)", columns, rows)
 
 
 def print_claims(claims: Sequence[Claim]) -> None:
