@@ -35,6 +35,7 @@ from kolmo.noise import NoNoise
 from kolmo.pde import BackwardKolmogorov
 from kolmo.pde.backend import resolve as resolve_backend
 from kolmo.pde.domain import choose_half_width
+from kolmo.pde.mesh import check_dim
 from kolmo.penalty import Penalty, StepPenalty, WeightDecay
 from kolmo.problem import Problem
 
@@ -84,6 +85,7 @@ class BinaryClassification:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.train, self.test = config.datasets()
+        check_dim(self.train.dim)
         self.problem: Problem = config.problem(self.train)
         self.backend = resolve_backend(config.run.backend)
         self.device = resolve_device(config.run.device)
@@ -132,7 +134,7 @@ class BinaryClassification:
         outcome = control.train(
             self.under_noise(run.network),
             self.penalties,
-            cells=settings.cells,
+            cells=settings.meshes(self.train.dim),
             iterations=settings.iterations,
             order=settings.order,
             backend=self.backend,
@@ -199,7 +201,14 @@ class BinaryClassification:
         progress.start("cross-check: equation against chain", 3 * len(self.trained))
         for number, (name, run) in enumerate(self.trained.items()):
             problem = self.under_noise(run.network)
-            pde = pde_value(problem, order=self.config.control.order, backend=self.backend, gradient=True)
+            pde = pde_value(
+                problem,
+                cells=self.config.control.check_cells(self.train.dim),
+                refine=True,
+                order=self.config.control.order,
+                backend=self.backend,
+                gradient=True,
+            )
             progress.advance(f"{name}: J = {pde.value:.5f} by the equation")
             seed = 7919 * (self.config.run.seed + 1) + number
             paths = max(self.config.check.paths, 2 * len(self.train))
@@ -264,9 +273,7 @@ class BinaryClassification:
         """J by both estimators at the snapshots of the two noisy trainings."""
         followed = {name: self.trained[name].snapshots for name in ("control", "stochastic")}
         progress.start("J along the training paths", sum(len(s) for s in followed.values()))
-        cells = (
-            self.config.control.cells[-1] if self.problem.network.dim < 3 else self.config.control.cells[0]
-        )
+        cells = self.config.control.meshes(self.train.dim)[-1 if self.train.dim < 3 else 0]
         for name, snapshots in followed.items():
             rows = self.paths.setdefault(name, [])
             network = copy.deepcopy(self.problem.network)

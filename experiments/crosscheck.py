@@ -35,13 +35,14 @@ def pde_value(
     problem: Problem,
     *,
     cells: int | None = None,
+    refine: bool | None = None,
     order: int = 2,
     backend: str = "auto",
     gradient: bool = False,
 ) -> PdeValue:
-    """J (and its gradient) on a mesh that resolves it. Raises InfeasibleError where none does."""
+    """J (and its gradient) on a mesh that resolves it (see `resolve_value`)."""
     start = time.perf_counter()
-    resolved = resolve_value(problem, cells=cells, order=order, backend=backend)
+    resolved = resolve_value(problem, cells=cells, refine=refine, order=order, backend=backend)
     result = None
     if gradient:
         parameters = dict(problem.network.named_parameters())

@@ -60,7 +60,7 @@ class Overfitting:
             control.train(
                 problem,
                 penalties,
-                cells=c.cells,
+                cells=c.meshes(train.dim),
                 iterations=c.iterations,
                 order=c.order,
                 backend=resolve_backend(config.run.backend),

@@ -1,6 +1,6 @@
 """The command line: `kolmo reproduce | evaluate | experiment | doctor`.
 
-Exit codes: 0 done (and every claim holds), 1 a claim does not hold or estimators differ,
+Exit codes: 0 done (and every claim holds), 1 a claim does not hold,
 2 bad input or a refusal (one line says which), 130 interrupted.
 """
 

@@ -199,15 +199,19 @@ def reproduce(options: argparse.Namespace) -> int:
     experiment = BinaryClassification(settings)
     folder = output_folder(options.out or "runs/reproduce", options.overwrite)
     say_backend(settings.run.backend)
-    interrupted = False
+    status, failure = "finished", None
     with LiveProgress(options.quiet or options.json) as progress:
         try:
             experiment.run(progress)
         except KeyboardInterrupt:
-            interrupted = True
-    claims = [] if interrupted else experiment.claims()
-    write_run(experiment, claims, folder, seconds=time.perf_counter() - start, interrupted=interrupted)
-    if interrupted:
+            status = "interrupted"
+        except KolmoError as error:
+            status, failure = "refused", error
+    claims = experiment.claims() if status == "finished" else []
+    write_run(experiment, claims, folder, seconds=time.perf_counter() - start, status=status)
+    if failure is not None:
+        raise failure
+    if status == "interrupted":
         print(f"kolmo: interrupted; what was done is saved in {folder}", file=sys.stderr)
         return 130
     if not options.json:

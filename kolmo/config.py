@@ -21,10 +21,14 @@ from kolmo.data import Dataset, from_csv
 from kolmo.errors import InputError
 from kolmo.loss import Logistic
 from kolmo.network import ResidualNetwork
+from kolmo.pde.mesh import DEFAULT_CELLS
 from kolmo.problem import Problem
 from kolmo.text import nearest
 
 Check = Callable[[Any], bool]
+
+#: cells of the finest mesh that training uses, by dimension; each coarser one has 0.6 times as many
+_FINEST = {1: 256, 2: 72, 3: 24}
 
 
 def _setting(default: Any, check: Check, expected: str) -> Any:
@@ -70,13 +74,30 @@ class PenaltySettings:
 
 @dataclass
 class ControlSettings:
-    """[control]: meshes from coarse to fine, and L-BFGS iterations on each."""
+    """[control]: meshes from coarse to fine, and L-BFGS iterations on each.
 
-    cells: list[int] = field(default_factory=lambda: [40, 72])
+    cells: intervals per direction of each mesh; empty: by dimension, times `mesh_scale`,
+    which also scales the mesh of the cross-check.
+    """
+
+    cells: list[int] = field(default_factory=list)
     iterations: list[int] = field(default_factory=lambda: [80, 20])
+    mesh_scale: float = _setting(1.0, lambda v: 0.1 <= v <= 10, "a number from 0.1 to 10")
     order: int = _setting(2, lambda v: v in (1, 2), "1 or 2")
     tolerance: float = _number(1e-5)
     radius: float = _setting(5.0, lambda v: 0 < v < math.inf, "a positive number")
+
+    def meshes(self, dim: int) -> list[int]:
+        """Cells of each mesh in this dimension."""
+        if self.cells:
+            return self.cells
+        finest = _FINEST[dim]
+        count = len(self.iterations)
+        return [round(self.mesh_scale * finest * 0.6 ** (count - 1 - k)) for k in range(count)]
+
+    def check_cells(self, dim: int) -> int:
+        """Cells of the cross-check's first mesh."""
+        return round(self.mesh_scale * DEFAULT_CELLS[dim])
 
 
 @dataclass
@@ -98,7 +119,7 @@ class NoiselessSettings:
 
 @dataclass
 class CheckSettings:
-    """[check]: paths for J and for gradients, snapshots along each training, and tolerance.
+    """[check]: paths for J and for gradients, snapshots along each training, and tolerances.
 
     excess: what the control's objective may exceed the stochastic training's by, relative;
     agreement: of J_pde with J_chain, relative; largest_step: of h |V W| in the noisy networks.
@@ -168,7 +189,9 @@ class Config:
     def validated(self) -> Config:
         """This configuration, once every value has been looked at. Raises InputError."""
         c = self.control
-        if len(c.cells) != len(c.iterations) or not c.cells:
+        if not c.iterations:
+            raise InputError("[control]: iterations is empty, expected one number for each mesh")
+        if c.cells and len(c.cells) != len(c.iterations):
             raise InputError(
                 f"[control]: cells has {len(c.cells)} entries and iterations {len(c.iterations)}, "
                 "expected as many"
@@ -193,10 +216,16 @@ class Config:
 #: what `--quick` changes: the same claims, checked at looser figures in well under a minute
 QUICK: dict[str, dict[str, Any]] = {
     "network": {"depth": 20},
-    "control": {"cells": [32, 48], "iterations": [40, 15]},
+    "control": {"cells": [], "mesh_scale": 0.7, "iterations": [40, 15]},
     "stochastic": {"steps": 400, "learning_rate": 0.05},
     "noiseless": {"steps": 250, "learning_rate": 0.05},
-    "check": {"paths": 400_000, "gradient_paths": 100_000, "snapshots": 3, "excess": 0.05, "agreement": 0.03},
+    "check": {
+        "paths": 400_000,
+        "gradient_paths": 100_000,
+        "snapshots": 3,
+        "excess": 0.05,
+        "agreement": 0.03,
+    },
 }
 
 

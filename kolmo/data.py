@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kolmo.errors import InputError
+from kolmo.files import write_text
 from kolmo.text import nearest
 
 
@@ -207,4 +208,4 @@ def to_csv(data: Dataset, path: str | Path) -> None:
         ",".join([*(f"{v:.17g}" for v in row), str(int(label))])
         for row, label in zip(data.points.tolist(), data.labels.tolist(), strict=True)
     ]
-    Path(path).write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    write_text(path, "\n".join([header, *lines]) + "\n")

@@ -55,16 +55,16 @@ def plain(value: Any) -> Any:
 
 
 def write_run(
-    run: BinaryClassification, claims: list[Claim], folder: Path, *, seconds: float, interrupted: bool
+    run: BinaryClassification, claims: list[Claim], folder: Path, *, seconds: float, status: str
 ) -> None:
-    """Write everything there is of a run; each file is whole or absent."""
+    """Write everything there is of a run, finished, interrupted or refused; each file is whole or absent."""
     write_text(folder / "config.toml", run.config.dumps())
     for name, trained in run.trained.items():
         case.save(run.under_noise(trained.network), folder / name)
     figures = write_figures(run, folder)
     content = {
         "name": run.name,
-        "status": "interrupted" if interrupted else "finished",
+        "status": status,
         "claims": [claim.as_dict() for claim in claims],
         "networks": run.measured,
         "checks": [line.as_dict() for line in run.lines],

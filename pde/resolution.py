@@ -44,6 +44,7 @@ def resolve_value(
     problem: Problem,
     *,
     cells: int | None = None,
+    refine: bool | None = None,
     order: int = 2,
     backend: str = "auto",
     propagator: str | Propagator = "explicit",
@@ -51,15 +52,17 @@ def resolve_value(
 ) -> ResolvedValue:
     """J on a mesh that resolves it.
 
-    cells: take this mesh and no other; by default the dimension's default mesh, refined by
-    3/2 until the estimate meets AIM. Raises ResolutionError (or another InfeasibleError) where the
-    error stays above LIMIT, with the reason and the remedy.
+    cells: the first mesh, by default the dimension's. refine: take meshes finer by 3/2 until
+    the estimate meets AIM; by default where no cells are given, otherwise this mesh and no other.
+    Raises ResolutionError where the error stays above LIMIT, with the reason and the remedy,
+    NonFiniteError and DomainError where the weights are beyond any mesh.
     """
     dim = problem.network.dim
     check_dim(dim)
     if half_width is None:
         half_width = choose_half_width(problem)
-    fixed, n = cells is not None, DEFAULT_CELLS[dim] if cells is None else cells
+    fixed = cells is not None if refine is None else not refine
+    n = DEFAULT_CELLS[dim] if cells is None else cells
 
     def equation(count: int, limit: bool = True) -> BackwardKolmogorov:
         return BackwardKolmogorov(
@@ -117,7 +120,7 @@ def _refusal(
     dim: int,
     fixed: bool,
 ) -> InfeasibleError:
-    if isinstance(value, (StiffnessError, NonFiniteError)):
+    if isinstance(value, NonFiniteError):
         return value
     if isinstance(value, float) and isinstance(linear, float):
         size = "is not known" if estimate == float("inf") else f"is about {estimate:.1g}"
