@@ -5,10 +5,11 @@ from __future__ import annotations
 from kolmo.control.admissible import Box
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
 from kolmo.control.objective import Objective
-from kolmo.control.training import Training, audit, train
+from kolmo.control.training import Audit, Training, audit, train
 from kolmo.control.verification import TaylorRates, taylor_test
 
 __all__ = [
+    "Audit",
     "Box",
     "Iterate",
     "Objective",

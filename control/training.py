@@ -17,7 +17,7 @@ from kolmo.chain import Chain
 from kolmo.control.admissible import Box
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
 from kolmo.control.objective import Objective
-from kolmo.errors import AuditError, InfeasibleError
+from kolmo.errors import AuditError, InfeasibleError, KolmoError
 from kolmo.pde import BackwardKolmogorov
 from kolmo.pde.domain import audit_domain, choose_half_width
 from kolmo.pde.resolution import MOST_CELLS
@@ -92,58 +92,61 @@ def train(
                 objective, objective.theta, admissible, iterations=steps, tolerance=tolerance, callback=note
             )
         except InfeasibleError as error:
-            total.audits.append(f"{n} cells: start refused ({error})")
-            if not plan:
-                plan = _again(n, steps, problem, repetitions, error)
-                repetitions += 1
-            continue
-        spent += result.evaluations * cost
-        _add(total, result, n, equation.space.half_width, spent)
-        failure = audit(problem, equation, seed)
-        total.audits.append(f"{n} cells: {failure or 'passed'}")
-        if failure is not None and not plan:
-            finer = n if "box" in failure else round(1.5 * n)
-            plan = _again(finer, max(10, steps // 2), problem, repetitions, AuditError(failure))
+            outcome = Audit(f"start refused ({error})", error)
+        else:
+            spent += result.evaluations * cost
+            _add(total, result, n, equation.space.half_width, spent)
+            outcome = audit(problem, equation, seed)
+        total.audits.append(f"{n} cells: {outcome.reason or 'passed'}")
+        if outcome.failure is not None and not plan:
+            finer = round(1.5 * n) if outcome.finer else n
+            if repetitions == REPETITIONS or finer > MOST_CELLS[problem.network.dim]:
+                raise outcome.failure
             repetitions += 1
+            plan.append((finer, max(10, steps // 2)))
     total.seconds = time.perf_counter() - start
     return total
 
 
-def audit(problem: Problem, equation: BackwardKolmogorov, seed: int = 0) -> str | None:
-    """Why the equation's J is not to be trusted for the present weights, or None.
+@dataclass(frozen=True)
+class Audit:
+    """The verdict on a trained network: why it failed, the error to raise, and whether a finer
+    mesh may help (otherwise a wider box, which every round chooses anew)."""
+
+    reason: str = ""
+    failure: KolmoError | None = None
+    finer: bool = True
+
+    @classmethod
+    def failed(cls, reason: str, finer: bool) -> Audit:
+        """A failure with the remedy spelt out."""
+        remedy = "take more layers, more weight decay or more cells"
+        error = AuditError(f"training ended where the equation cannot be trusted: {reason}; {remedy}")
+        return cls(reason, error, finer)
+
+
+def audit(problem: Problem, equation: BackwardKolmogorov, seed: int = 0) -> Audit:
+    """Is the equation's J to be trusted for the present weights?
 
     The box by coupled paths, then J against the chain: max(3 standard errors, 5% of J) plus a floor.
     """
     box = audit_domain(problem, equation.space.half_width, seed + 2)
     if not box.holds:
-        return f"the box of half width {box.half_width:.3g} biases J by {box.bias:.1g}: paths moved out"
+        reason = f"the box of half width {box.half_width:.3g} biases J by {box.bias:.1g}: paths moved out"
+        return Audit.failed(reason, finer=False)
     try:
         value = float(equation.expected_loss().detach())
     except InfeasibleError as error:
-        return str(error)
+        return Audit(str(error), error)
     chain = Chain(problem, seed=seed + 3).estimate(max(AUDIT_PATHS, 2 * len(problem.data)))
     allowed = max(3 * chain.standard_error, AUDIT_RELATIVE * chain.value) + AUDIT_FLOOR
-    if abs(value - chain.value) > allowed:
-        return (
-            f"J = {value:.4g} by the equation and {chain.value:.4g} +- {chain.standard_error:.1g} by the "
-            f"chain differ by more than {allowed:.2g}"
-        )
-    return None
-
-
-def _again(
-    cells: int, steps: int, problem: Problem, repetitions: int, reason: Exception
-) -> list[tuple[int, int]]:
-    """One more round on this mesh, or the reason why not."""
-    cells = cells if isinstance(reason, AuditError) else round(1.5 * cells)
-    if repetitions >= REPETITIONS or cells > MOST_CELLS[problem.network.dim]:
-        if isinstance(reason, InfeasibleError):
-            raise reason
-        raise AuditError(
-            f"training ended where the equation cannot be trusted: {reason}; take more layers, more weight "
-            "decay or more cells"
-        )
-    return [(cells, steps)]
+    if abs(value - chain.value) <= allowed:
+        return Audit()
+    reason = (
+        f"J = {value:.4g} by the equation and {chain.value:.4g} +- {chain.standard_error:.1g} by the "
+        f"chain differ by more than {allowed:.2g}"
+    )
+    return Audit.failed(reason, finer=True)
 
 
 def _add(total: Training, result: Result, cells: int, half_width: float, evaluations: int) -> None:

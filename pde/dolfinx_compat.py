@@ -70,7 +70,9 @@ def linear_space(mesh: Any) -> Any:
 
 def cell_geometry(mesh: Any) -> np.ndarray:
     """Geometry nodes of each cell on this process, ghosts included, shape (E, d + 1)."""
-    dofmap = mesh.geometry.dofmap
+    several = getattr(mesh.geometry, "dofmaps", None)
+    # a list since 0.10 (where `dofmap` is deprecated), a method before
+    dofmap = mesh.geometry.dofmap if several is None or callable(several) else several[0]
     if isinstance(dofmap, np.ndarray):
         return dofmap
     return np.asarray(dofmap.array).reshape(len(dofmap), -1)

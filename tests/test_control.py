@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kolmo import Problem, ResidualNetwork, data, noise
-from kolmo.control import Box, Objective, lbfgs, taylor_test, train
-from kolmo.errors import InfeasibleError, InputError, MaximumPrincipleError, NonFiniteError
+from kolmo.control import Box, Objective, audit, lbfgs, taylor_test, train
+from kolmo.errors import AuditError, InfeasibleError, InputError, MaximumPrincipleError, NonFiniteError
 from kolmo.network import LayeredNetwork
 from kolmo.pde import BackwardKolmogorov
 from kolmo.penalty import StepPenalty, WeightDecay
@@ -162,3 +162,16 @@ def test_any_torch_optimiser_trains_through_the_equation() -> None:
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_network_beyond_the_modified_equation_fails_the_audit() -> None:
+    """Steps of h |V W| > 1: the equation and the chain part, the audit says so, training refuses."""
+    problem = _small_problem()
+    with torch.no_grad():
+        problem.network.W *= 3
+        problem.network.V *= 12
+    equation = BackwardKolmogorov(problem, cells=48)
+    outcome = audit(problem, equation)
+    assert isinstance(outcome.failure, (AuditError, InfeasibleError))
+    with pytest.raises((AuditError, InfeasibleError), match="take"):
+        train(problem, cells=[16], iterations=[1], admissible=Box(1e3))
