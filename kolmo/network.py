@@ -188,8 +188,12 @@ class ResidualNetwork(LayeredNetwork):
                 parameter.copy_(weight)
         return network
 
+    def hidden(self, layer: int, x: Tensor) -> Tensor:
+        """Hidden units z = sigma(W x + b) of a layer, shape (..., m)."""
+        return self.activation.value(x @ self.W[layer].T + self.b[layer])
+
     def block(self, layer: int, x: Tensor) -> Tensor:
-        return self.activation.value(x @ self.W[layer].T + self.b[layer]) @ self.V[layer].T
+        return self.hidden(layer, x) @ self.V[layer].T
 
     def blocks(self, x: Tensor) -> Tensor:
         return self.jet(x).value

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import trained_size
+from problems import PlainNetwork, trained_size
 
 from kolmo import noise
 from kolmo.errors import InputError
@@ -18,9 +18,11 @@ DEVIATIONS = 5
 
 MODELS = [
     noise.NoNoise(), noise.BernoulliDropout(0.8), noise.BernoulliDropout(0.3), noise.BernoulliDropout(1),
-    noise.GaussianInjection(0.5), noise.GaussianInjection(0),
+    noise.GaussianInjection(0.5), noise.GaussianInjection(0), noise.HiddenDropout(0.7),
+    noise.DropConnect(0.6), noise.StochasticDepth(0.8), noise.GaussianDropout(0.5), noise.UniformNoise(0.9),
 ]  # fmt: skip
 NAMES = ["none", "dropout-0.8", "dropout-0.3", "dropout-1", "gaussian-0.5", "gaussian-0"]
+NAMES += ["hidden-0.7", "dropconnect-0.6", "depth-0.8", "gaussdrop-0.5", "uniform-0.9"]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=NAMES)
@@ -91,6 +93,42 @@ def test_bad_keep_raises(keep: object) -> None:
     with pytest.raises(InputError, match=r"^noise\.keep: ") as caught:
         noise.BernoulliDropout(keep)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [noise.HiddenDropout, noise.DropConnect, noise.StochasticDepth])
+@pytest.mark.parametrize("keep", [0, 1.01, math.nan, "0.8"])
+def test_bad_keep_raises_everywhere(kind: type[noise.BernoulliDropout], keep: object) -> None:
+    with pytest.raises(InputError, match=r"^noise\.keep: "):
+        kind(keep)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", [noise.HiddenDropout(0.5), noise.DropConnect(0.5)])
+def test_hidden_noise_needs_hidden_units(model: Noise) -> None:
+    """A block without V sigma(W x + b) has no hidden units to drop: said when sampled and when solved."""
+    network = PlainNetwork(trained_size(2, depth=2))
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    with pytest.raises(InputError, match="needs the block"):
+        model.sample(network, 0, x, torch.Generator())
+    with pytest.raises(InputError, match="needs the block"):
+        model.covariance(network.jet(x))
+
+
+def test_hidden_masks_by_enumeration() -> None:
+    """All 2^m masks of a small layer: exact mean and covariance to 1e-12."""
+    network = trained_size(2, depth=3, width=4)
+    x, keep = torch.tensor([[0.4, -0.2]], dtype=torch.float64), 0.7
+    with torch.no_grad():
+        z, V = network.hidden(1, x)[0], network.V[1]
+        masks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 4)
+        weights = (keep * masks + (1 - keep) * (1 - masks)).prod(dim=1)
+        values = (masks * z / keep) @ V.T
+        mean = weights @ values
+        covariance = (values - mean).T @ (weights[:, None] * (values - mean))
+        jet = network.jet(x)
+        torch.testing.assert_close(mean, jet.value[1, 0], rtol=1e-12, atol=1e-15)
+        expected = noise.HiddenDropout(keep).covariance(jet)
+        assert expected is not None
+        torch.testing.assert_close(covariance, expected[1, 0], rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("std", [-0.1, math.nan, math.inf, "1", None, False, [0.5]])

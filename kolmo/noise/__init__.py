@@ -9,14 +9,41 @@ from typing import Any
 from kolmo.errors import InputError
 from kolmo.noise.base import Noise
 from kolmo.noise.bernoulli import BernoulliDropout
+from kolmo.noise.depth import StochasticDepth
 from kolmo.noise.gaussian import GaussianInjection
+from kolmo.noise.hidden import DropConnect, HiddenDropout
+from kolmo.noise.multiplicative import GaussianDropout, UniformNoise
 from kolmo.noise.none import NoNoise
 from kolmo.text import nearest
 
-__all__ = ["KINDS", "BernoulliDropout", "GaussianInjection", "NoNoise", "Noise", "from_settings"]
+__all__ = [
+    "KINDS",
+    "BernoulliDropout",
+    "DropConnect",
+    "GaussianDropout",
+    "GaussianInjection",
+    "HiddenDropout",
+    "NoNoise",
+    "Noise",
+    "StochasticDepth",
+    "UniformNoise",
+    "from_settings",
+]
 
 #: every noise that problem.toml can name
-KINDS: dict[str, type[Noise]] = {c.kind: c for c in (NoNoise, BernoulliDropout, GaussianInjection)}
+KINDS: dict[str, type[Noise]] = {
+    c.kind: c
+    for c in (
+        NoNoise,
+        BernoulliDropout,
+        HiddenDropout,
+        DropConnect,
+        StochasticDepth,
+        GaussianDropout,
+        UniformNoise,
+        GaussianInjection,
+    )
+}
 
 
 def from_settings(settings: Mapping[str, Any]) -> Noise:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kolmo.errors import InputError
 from kolmo.network import Jet, LayeredNetwork
 from kolmo.noise.base import Noise
+from kolmo.noise.checks import bernoulli, probability
 
 
 class BernoulliDropout(Noise):
@@ -20,13 +20,10 @@ class BernoulliDropout(Noise):
     kind = "bernoulli_dropout"
 
     def __init__(self, keep: float) -> None:
-        if not isinstance(keep, (int, float)) or isinstance(keep, bool) or not 0 < keep <= 1:
-            raise InputError(f"noise.keep: {keep!r} is not a probability in (0, 1]")
-        self.keep = float(keep)
+        self.keep = probability(keep)
 
     def sample(self, network: LayeredNetwork, layer: int, x: Tensor, generator: torch.Generator) -> Tensor:
-        uniform = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        mask = (uniform < self.keep).to(x.dtype) * (network.step / self.keep)
+        mask = bernoulli(self.keep, tuple(x.shape), x, generator) * network.step
         return network.block(layer, x) * mask
 
     def covariance(self, jet: Jet) -> Tensor | None:

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from kolmo.errors import InputError
 from kolmo.network import LayeredNetwork
 from kolmo.noise.base import Noise
+from kolmo.noise.checks import strength
 
 
 class GaussianInjection(Noise):
@@ -22,9 +22,7 @@ class GaussianInjection(Noise):
     kind = "gaussian_injection"
 
     def __init__(self, std: float) -> None:
-        if not isinstance(std, (int, float)) or isinstance(std, bool) or not 0 <= std < math.inf:
-            raise InputError(f"noise.std: {std!r} is not a finite number >= 0")
-        self.std = float(std)
+        self.std = strength(std, "noise.std")
 
     def sample(self, network: LayeredNetwork, layer: int, x: Tensor, generator: torch.Generator) -> Tensor:
         xi = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
