@@ -50,11 +50,11 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array.astype(np.float64)) for name, array in arrays.items()}
 
 
-def make_loss(settings: dict[str, object], where: str) -> Loss:
+def make_loss(settings: dict[str, object]) -> Loss:
     """The loss of a [loss] table (logistic, scale 4 by default)."""
     kind = settings.get("kind", "logistic")
     if kind != "logistic":
-        raise InputError(f"{where}: loss.kind {kind!r} is unknown{nearest(str(kind), ['logistic'])}")
+        raise InputError(f"loss.kind: {kind!r} is unknown{nearest(str(kind), ['logistic'])}")
     return Logistic(settings.get("scale", 4.0))  # type: ignore[arg-type]  # Logistic checks it
 
 
@@ -80,19 +80,13 @@ def load(directory: str | Path) -> Problem:
     if not isinstance(horizon, (int, float)):
         raise InputError(f"{path}: network.horizon is {horizon!r}, expected a positive number")
     weights = load_weights(directory / files["weights"])
+    points = from_csv(directory / files["points"])
     try:
         model = ResidualNetwork.from_weights(
             **weights, horizon=horizon, activation=network.get("activation", "tanh")
         )
-        return Problem(
-            from_csv(directory / files["points"]),
-            model,
-            noise.from_settings(sections["noise"]),
-            make_loss(sections["loss"], str(path)),
-        )
+        return Problem(points, model, noise.from_settings(sections["noise"]), make_loss(sections["loss"]))
     except InputError as error:
-        if str(directory) in str(error):
-            raise
         raise InputError(f"{directory}: {error}") from error
 
 

@@ -78,6 +78,8 @@ def _evaluate(options: argparse.Namespace, name: str) -> dict[str, Any]:
         raise InputError("--estimator: empty, expected pde, chain or both")
     if options.paths < 1 or options.paths > 10**12:
         raise InputError(f"--paths: {options.paths} is not between 1 and 10^12")
+    if not 0 <= options.seed < 2**31:
+        raise InputError(f"--seed: {options.seed} is not between 0 and 2^31 - 1")
     if options.cells is not None and not 3 <= options.cells <= 4096:
         raise InputError(f"--cells: {options.cells} is not between 3 and 4096")
     problem = case.load(options.case)
@@ -177,7 +179,7 @@ def _print_evaluation(result: dict[str, Any]) -> None:
 
 
 def _settings(options: argparse.Namespace, default: str) -> config.Config:
-    settings = config.load(options.config or default)
+    settings = config.load(default if options.config is None else options.config)
     if options.quick:
         settings = config.quick(settings)
     for key in ("backend", "device", "seed"):

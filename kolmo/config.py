@@ -17,9 +17,9 @@ from typing import Any, get_type_hints
 import tomli_w
 
 from kolmo import data, noise, toml
+from kolmo.case import make_loss
 from kolmo.data import Dataset, from_csv
 from kolmo.errors import InputError
-from kolmo.loss import Logistic
 from kolmo.network import ResidualNetwork
 from kolmo.pde.mesh import DEFAULT_CELLS
 from kolmo.problem import Problem
@@ -180,11 +180,7 @@ class Config:
         """The training problem with freshly drawn initial weights."""
         n = self.network
         network = ResidualNetwork(train.dim, n.width, n.depth, n.horizon, n.activation, seed=self.run.seed)
-        kind = self.loss.get("kind", "logistic")
-        if kind != "logistic":
-            raise InputError(f"[loss]: kind is {kind!r}, expected 'logistic'")
-        loss = Logistic(self.loss.get("scale", 4.0))
-        return Problem(train, network, noise.from_settings(self.noise), loss)
+        return Problem(train, network, noise.from_settings(self.noise), make_loss(self.loss))
 
     def validated(self) -> Config:
         """This configuration, once every value has been looked at. Raises InputError."""
@@ -201,6 +197,7 @@ class Config:
                 if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 4096:
                     raise InputError(f"[control]: {name} has {value!r}, expected integers from 2 to 4096")
         noise.from_settings(self.noise)
+        make_loss(self.loss)
         toml.check_keys(self.loss, ("kind", "scale"), "[loss]")
         return self
 
@@ -241,6 +238,8 @@ def load(path: str | Path) -> Config:
     Relative CSV paths are taken from the file's own folder.
     """
     known = shipped()
+    if str(path) == "":
+        raise InputError("--config: empty, expected a TOML file or the name of a shipped configuration")
     path = Path(path)
     if not path.exists() and str(path).removesuffix(".toml") in known:
         path = known[str(path).removesuffix(".toml")]

@@ -111,9 +111,7 @@ def print_networks(measured: dict[str, dict[str, Any]]) -> None:
         )
         for name, m in measured.items()
     ]
-    _table(
-        "trained networks (J: expected loss under the noise, +-: 95%; accuracy: train/test)", columns, rows
-    )
+    _table("trained networks (J: loss under the noise, +-: 95%, accuracy: train/test)", columns, rows)
 
 
 def print_lines(lines: Sequence[Line]) -> None:

@@ -142,6 +142,10 @@ BROKEN = {
         "noise.keep: 0",
     ),
     "bad key": (lambda f: (f / "problem.toml").write_text("[nose]\nkeep = 0"), "did you mean 'noise'"),
+    "bad loss": (
+        lambda f: (f / "problem.toml").write_text("[loss]\nkind = 'hinge'"),
+        "loss.kind: 'hinge' is unknown",
+    ),
     "bad horizon": (lambda f: (f / "problem.toml").write_text("[network]\nhorizon = -1"), "horizon"),
     "bad activation": (
         lambda f: (f / "problem.toml").write_text("[network]\nactivation = 'tahn'"),
@@ -156,7 +160,9 @@ def test_broken_cases_get_one_line(name: str, folder: Path, capsys: pytest.Captu
     damage, message = BROKEN[name]
     damage(folder)
     before = sorted(p.name for p in folder.iterdir())
-    assert message in refused(capsys, "evaluate", folder)
+    line = refused(capsys, "evaluate", folder)
+    assert message in line
+    assert str(folder) in line
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
@@ -172,6 +178,8 @@ def test_bad_flags_get_one_line(folder: Path, tmp_path: Path, capsys: pytest.Cap
     )
     assert "did you mean" in refused(capsys, "experiment", "overfiting")
     assert "default" in refused(capsys, "reproduce", "--config", "defualt")
+    assert "--config: empty" in refused(capsys, "reproduce", "--config", "")
+    assert "--seed" in refused(capsys, "evaluate", folder, "--seed", -1)
     if not torch.cuda.is_available():
         out = tmp_path / "never"
         assert "CUDA" in refused(capsys, "reproduce", "--quick", "--device", "cuda", "--out", out)

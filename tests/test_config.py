@@ -23,6 +23,8 @@ BAD = [
     ("[noise]\nkind = 'bernoulli_dropout'\nkeep = 1.5", "noise.keep: 1.5"),
     ("[noise]\nkind = 'bernouli_dropout'\nkeep = 0.5", "did you mean 'bernoulli_dropout'"),
     ("[noise]\nkind = 'bernoulli_dropout'\nkepe = 0.5", "did you mean 'keep'"),
+    ("[loss]\nkind = 'hinge'", "loss.kind: 'hinge'"),
+    ("[loss]\nscale = -3.0", "loss.scale: -3.0"),
     ("[loss]\nscales = 3.0", "'scales'; did you mean 'scale'"),
     ("[control]\ncells = [40]\niterations = [5, 5]", "cells has 1 entries and iterations 2"),
     ("[control]\ncells = [1]\niterations = [5]", "cells has 1, expected integers from 2"),

@@ -154,3 +154,12 @@ def test_bad_synthetic_arguments_name_the_key(arguments: tuple, key: str) -> Non
 def test_bad_arrays_raise(points: list, labels: list) -> None:
     with pytest.raises(InputError, match=r"^data: "):
         data.Dataset(torch.tensor(points), torch.tensor(labels))
+
+
+def test_byte_order_marks_and_windows_lines(tmp_path: Path) -> None:
+    """What spreadsheets write: a byte order mark, CRLF, spaces, labels as 1.0."""
+    path = tmp_path / "sheet.csv"
+    path.write_bytes(b"\xef\xbb\xbfx1,label\r\n0.5, 1.0\r\n-0.5,0\r\n")
+    found = data.from_csv(path)
+    assert found.points.tolist() == [[0.5], [-0.5]]
+    assert found.labels.tolist() == [1, 0]
