@@ -45,8 +45,21 @@ class Steps(ABC):
         """`forward(rho)` and the cotangent of K: d/dK of sum_c rho_c . backward(u)_c."""
 
 
-#: substep rate bound rho = dt max_r sum_s |K_rs| / Ml_r for k = 0, 1, 2, 3 Neumann corrections
+#: bound on the substep's rate dt max_r sum_s |K_rs| / Ml_r for k = 0, 1, 2, 3 corrections, found in 2-D
 _RATE_LIMIT = (2.0, 1.5, 1.2, 1.0)
+
+
+def _rate_limit(corrections: int, dim: int) -> float:
+    """The bound in d dimensions.
+
+    The corrections multiply the spectrum of Ml^-1 K by up to sum_{j<=k} lambda^j, lambda = (d+1)/(d+2)
+    the largest eigenvalue of I - Ml^-1 M on simplices; stability asks for the product.
+    """
+
+    def growth(d: int) -> float:
+        return float(sum(((d + 1) / (d + 2)) ** j for j in range(corrections + 1)))
+
+    return _RATE_LIMIT[corrections] * growth(2) / growth(dim)
 
 
 class Explicit(Propagator):
@@ -67,7 +80,9 @@ class Explicit(Propagator):
         self.corrections, self.cap, self.substeps = corrections, cap, substeps
 
     def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
-        needed = float(np.ceil(space.maximum(generator.rate()) * step / _RATE_LIMIT[self.corrections]))
+        needed = float(
+            np.ceil(space.maximum(generator.rate()) * step / _rate_limit(self.corrections, space.dim))
+        )
         cap = (512 if space.dim == 1 else 64) if self.cap is None else self.cap
         if not needed <= cap:
             raise StiffnessError(
