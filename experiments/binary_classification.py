@@ -336,13 +336,15 @@ class BinaryClassification:
                     worse >= least,
                 )
             )
-        agreeing = sum(line.verdict.agree for line in self.lines)
+        # a network trained without noise may lie where no modified equation is valid: said, not counted
+        valid = [line for line in self.lines if found[line.network]["largest_step"] < bound]
+        agreeing = sum(line.verdict.agree for line in valid)
         claims.append(
             Claim(
-                "all lines of the cross-check agree",
-                f"{agreeing} of {len(self.lines)}",
+                f"lines of the cross-check agree (of networks with h |V W| < {bound:g})",
+                f"{agreeing} of {len(valid)}",
                 "all",
-                agreeing == len(self.lines),
+                agreeing == len(valid),
             )
         )
         return claims

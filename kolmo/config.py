@@ -122,7 +122,8 @@ class CheckSettings:
     """[check]: paths for J and for gradients, snapshots along each training, and tolerances.
 
     excess: what the control's objective may exceed the stochastic training's by, relative;
-    agreement: of J_pde with J_chain, relative; largest_step: of h |V W| in the noisy networks.
+    agreement: of J_pde with J_chain, relative; largest_step: of h |V W| in the noisy networks; the
+    cross-check of a noiseless network beyond it is shown but not counted.
     """
 
     paths: int = _count(4_000_000, 1000)
