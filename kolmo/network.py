@@ -135,7 +135,8 @@ class ResidualNetwork(LayeredNetwork):
 
     Weights (float64): W (L, m, d), b (L, m), V (L, d, m); m = `width` hidden units.
     Initial weights are Gaussian with h |V W| well below the step that the modified
-    equation needs; `seed` makes them reproducible. Raises InputError on a bad size.
+    equation needs, the same for the same `seed` (None: different every time, which several
+    processes must not do). Raises InputError on a bad size.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class ResidualNetwork(LayeredNetwork):
         depth: int,
         horizon: float = 1.0,
         activation: str = "tanh",
-        seed: int | None = None,
+        seed: int | None = 0,
     ) -> None:
         super().__init__(dim, depth, horizon)
         if int(width) != width or width < 1:

@@ -110,6 +110,9 @@ class BackwardKolmogorov:
         model = _CoefficientModel(network, self)
         if self.space.processes == 1:
             return Coefficients(*model(self._points))
+        check = float(sum(p.detach().double().sum() for p in network.parameters()))
+        if self.space.maximum(check) != -self.space.maximum(-check):
+            raise InputError("network: the weights differ between processes; give the network a seed")
         shared = _SumGradients.apply(self.space, *network.parameters())
         names = [f"network.{name}" for name, _ in network.named_parameters()]
         parameters = dict(zip(names, shared, strict=True))
