@@ -5,7 +5,8 @@ half width R puts on J; R is the first of 1.25 max |x_data|_inf, and 10% more at
 bias meets the tolerance. Paths that leave far beyond the data hardly move the loss, so this
 box is smaller than one that holds every path, and the mesh finer at the same cost: measured
 on the spirals case at n = 64, the mesh error falls from 54% of J (R = 4.1, holding 99% of the
-paths) to 3% (R = 2.5; benchmarks/box_and_clip.py). Training moves paths out, so the audit is repeated after it.
+paths) to 3% (R = 2.5; benchmarks/box_and_clip.py). Training moves paths out, so the audit is
+repeated after it.
 """
 
 from __future__ import annotations
