@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from kolmo import __version__
-from kolmo.errors import InputError, KolmoError
-
-EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+from kolmo.errors import EXIT_ERROR, EXIT_INTERRUPTED, InputError, KolmoError
 
 
 class _Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ import torch
 from kolmo import case, config
 from kolmo.chain import Chain
 from kolmo.console import LiveProgress, console, print_claims, print_lines, print_networks
-from kolmo.errors import InputError, KolmoError
+from kolmo.errors import EXIT_CLAIM, EXIT_ERROR, EXIT_INTERRUPTED, InputError, KolmoError
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.crosscheck import compare_gradients, compare_values, pde_value, require_model
 from kolmo.files import output_folder, write_atomically
@@ -61,7 +61,7 @@ def evaluate(options: argparse.Namespace) -> int:
         if not options.json:
             raise
         print(json.dumps({"case": name, "error": " ".join(str(error).split())}))
-        return 2
+        return EXIT_ERROR
     if options.json:
         print(json.dumps(result, allow_nan=False))
     else:
@@ -215,7 +215,7 @@ def reproduce(options: argparse.Namespace) -> int:
         raise failure
     if status == "interrupted":
         print(f"kolmo: interrupted; what was done is saved in {folder}", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     if not options.json:
         print_networks(experiment.measured)
         print_lines(experiment.lines)
@@ -247,7 +247,7 @@ def experiment(options: argparse.Namespace) -> int:
     if len(study.rows) < study.seeds:
         write_overfitting(study, [], folder, seconds=time.perf_counter() - start)
         print(f"kolmo: interrupted; what was done is saved in {folder}", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     claims = study.claims(0.8 if options.quick else 0.95)
     write_overfitting(study, claims, folder, seconds=time.perf_counter() - start)
     return _conclude(options.name, claims, folder, options.json)
@@ -265,4 +265,4 @@ def _conclude(name: str, claims: list[Claim], folder: Path, as_json: bool) -> in
     else:
         print_claims(claims)
         console().print(f"written to {folder}")
-    return 0 if all(claim.holds for claim in claims) else 1
+    return 0 if all(claim.holds for claim in claims) else EXIT_CLAIM

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: exit codes of the command line: a claim does not hold, bad input or a refusal, interrupted
+EXIT_CLAIM, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
 
 class KolmoError(Exception):
     """Base class: the message is one line that names the culprit and the remedy."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-#: versions whose interface this module knows
-OLDEST, NEWEST = (0, 5), (0, 11)
+#: the oldest version whose interface this module knows
+OLDEST = (0, 5)
 
 
 def version() -> tuple[int, ...]:
@@ -86,32 +86,11 @@ def cell_dofs(space: Any) -> np.ndarray:
     return np.asarray(dofmap.array).reshape(len(dofmap), -1)
 
 
-def global_range(index_map: Any) -> tuple[int, int]:
-    """First and one past the last global number owned by this process."""
-    return tuple(index_map.local_range)
-
-
-def global_numbers(index_map: Any) -> np.ndarray:
-    """Global number of every local index, ghosts last."""
-    owned = index_map.size_local + index_map.num_ghosts
-    return np.asarray(index_map.local_to_global(np.arange(owned, dtype=np.int32)))
-
-
-def function_array(function: Any) -> np.ndarray:
-    """A function's local values, ghosts last, as a writable view."""
-    return function.x.array
-
-
-def assemble_matrix(form: Any, matrix: Any = None) -> Any:
-    """The form's PETSc matrix, assembled anew or into a given one."""
+def assemble_matrix(form: Any) -> Any:
+    """The form's PETSc matrix."""
     from dolfinx.fem import petsc
 
-    if matrix is None:
-        matrix = petsc.assemble_matrix(form)
-    else:
-        matrix.zeroEntries()
-        # the overload for a given matrix is reached the same way in every version
-        petsc.assemble_matrix(matrix, form)
+    matrix = petsc.assemble_matrix(form)
     matrix.assemble()
     return matrix
 

@@ -111,7 +111,7 @@ class _Fields:
 
 def set_owned(function: Any, values: np.ndarray, owned: int) -> None:
     """Write this process's nodal values and fetch the ghosts'."""
-    compat.function_array(function)[:owned] = values
+    function.x.array[:owned] = values
     function.x.scatter_forward()
 
 

@@ -55,9 +55,7 @@ def from_settings(settings: Mapping[str, Any]) -> Noise:
     kind = keys.pop("kind", "none")
     if kind not in KINDS:
         raise InputError(f"noise.kind: {kind!r} is unknown{nearest(kind, KINDS)}")
-    known = [p for p in inspect.signature(KINDS[kind].__init__).parameters if p != "self"]
-    if KINDS[kind].__init__ is object.__init__:
-        known = []
+    known = list(inspect.signature(KINDS[kind]).parameters)
     for key in keys:
         if key not in known:
             hint = nearest(key, known) if known else f"; {kind!r} takes no keys"
