@@ -19,16 +19,17 @@ from kolmo.errors import InfeasibleError
 from kolmo.pde import BackwardKolmogorov
 from kolmo.pde.domain import choose_half_width
 from kolmo.problem import Problem
+from kolmo.stream import Stream
 
 
 def holding(problem: Problem, share: float, paths: int = 8192, seed: int = 0) -> float:
     """The half width that holds a share of the chain's paths at all layers, and 1.25 times the data."""
-    generator = torch.Generator().manual_seed(seed)
     x = problem.data.points.repeat(-(-paths // len(problem.data)), 1)
+    stream = Stream(seed, 0, len(x))
     reach = x.abs().amax(dim=1)
     with torch.no_grad():
         for layer in range(problem.network.depth):
-            x = x + problem.noise.sample(problem.network, layer, x, generator)
+            x = x + problem.noise.sample(problem.network, layer, x, stream.layer(layer))
             reach = torch.maximum(reach, x.abs().amax(dim=1))
     return max(1.25 * problem.data.radius, float(torch.quantile(reach, share)))
 

@@ -5,8 +5,9 @@ Order 2:  b = m - h/2 [ (grad m) m + 1/2 D : hess m ],
           a = h C + (I - h/2 grad m) D (I - h/2 grad m)^T                   weak error O(h^2)
 
 from matching the chain's one-step operator with exp(h L) through h^2, weights constant on
-each layer. The product form of a equals D + hC - h/2 (grad m D + D grad m^T) to O(h^2) and
-is positive semidefinite by construction. Source: Shardlow, BIT 46 (2006), for the method.
+each layer. The product form of a equals the plain one, D + hC - h/2 (grad m D + D grad m^T), to O(h^2)
+and is positive semidefinite by construction; `indefinite` reports where the plain one is not.
+Order 2 exists where D is zero or constant in x. Source: Shardlow, BIT 46 (2006), for the method.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from kolmo.errors import InputError
 from kolmo.network import LayeredNetwork
 from kolmo.noise.base import Noise
+from kolmo.noise.structure import packed
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Coefficients:
 
 
 def check_order(network: LayeredNetwork, order: int) -> None:
-    """Raise InputError unless a modified equation of this order exists for the network."""
+    """Raise InputError unless a modified equation of this order exists for the network's blocks."""
     if order not in (1, 2):
         raise InputError(f"order: {order!r} is not 1 or 2")
     if order == 2 and not network.twice_differentiable:
-        raise InputError("order: 2 needs a block with two derivatives, this activation has one; use order 1")
+        raise InputError(
+            "order: 2 needs a block with two derivatives, this activation has one; take order 1"
+        )
 
 
 def modified_equation(
@@ -43,30 +47,77 @@ def modified_equation(
 ) -> Coefficients:
     """Drift and diffusion at `points` (Q, d) for a slice of layers; differentiable in the weights.
 
-    Raises InputError where the order does not exist for the block.
+    Raises InputError where the order does not exist for the block or the noise.
     """
     check_order(network, order)
     h = network.step
     jet = network.jet(points, layers)
     mean = noise.mean(jet)
-    covariance = noise.covariance(jet)
-    D = noise.diffusion(network.dim)
+    C = noise.covariance(jet)
+    D = noise.diffusion(jet)
+    if order == 2:
+        _check_constant(D, noise)
     drift = mean.value
     if order == 2:
         correction = mean.directional(mean.value)
         if D is not None:
-            D = D.to(points)
             correction = correction + 0.5 * mean.second(D)
         drift = drift - 0.5 * h * correction
     if D is None:
-        diffusion = torch.zeros_like(drift) if covariance is None else h * covariance
+        diffusion = torch.zeros_like(drift) if C is None else h * packed(C)
         return Coefficients(drift, diffusion)
+    diffusive = D if D.ndim == 4 else D[:, None].expand(*drift.shape, network.dim)
     if order == 2:
         shift = torch.eye(network.dim).to(points) - 0.5 * h * mean.jacobian()
-        diffusive = shift @ D @ shift.transpose(-1, -2)
-    else:
-        diffusive = D.to(points).expand(*drift.shape, network.dim)
-    if covariance is None:
+        diffusive = shift @ diffusive @ shift.transpose(-1, -2)
+    if C is None:
         return Coefficients(drift, diffusive)
-    full = torch.diag_embed(covariance) if covariance.ndim == drift.ndim else covariance
+    spread = packed(C)
+    full = torch.diag_embed(spread) if spread.ndim == drift.ndim else spread
     return Coefficients(drift, diffusive + h * full)
+
+
+def _check_constant(D: Tensor | None, noise: Noise) -> None:
+    if D is not None and D.ndim == 4:
+        raise InputError(
+            f"order: 2 does not exist for noise {noise.kind!r}: its diffusion varies with x, and a "
+            "third-derivative term survives that no SDE has; take order 1"
+        )
+
+
+@dataclass(frozen=True)
+class Indefinite:
+    """Where the plain diffusion of order 2 has a negative eigenvalue.
+
+    share: of the layers and points looked at. worst: the smallest eigenvalue, relative to the largest.
+    """
+
+    share: float
+    worst: float
+
+
+def indefinite(network: LayeredNetwork, noise: Noise, points: Tensor) -> Indefinite | None:
+    """How far D + hC - h/2 (grad m D + D grad m^T) is from semidefinite at points (Q, d), None if it is.
+
+    The modified equation uses the product form there (and everywhere): the two differ by O(h^2), so
+    a diffusion that lost definiteness says that h |grad f| is too large for order 2 to be accurate.
+    """
+    with torch.no_grad():
+        jet = network.jet(points)
+        D = noise.diffusion(jet)
+        if D is None:
+            return None
+        _check_constant(D, noise)
+        mixed = noise.mean(jet).jacobian() @ D[:, None]
+        plain = D[:, None] - 0.5 * network.step * (mixed + mixed.transpose(-1, -2))
+        C = noise.covariance(jet)
+        if C is not None:
+            spread = packed(C)
+            full = torch.diag_embed(spread) if spread.ndim == 3 else spread
+            plain = plain + network.step * full
+        eigenvalues = torch.linalg.eigvalsh(plain)
+    lowest, largest = eigenvalues[..., 0], eigenvalues[..., -1].abs().clamp(min=1e-300)
+    lost = lowest < -1e-12 * largest
+    if not bool(lost.any()):
+        return None
+    return Indefinite(float(lost.double().mean()), float((lowest / largest)[lost].min()))

@@ -23,11 +23,18 @@ from kolmo.activation import activation as find_activation
 from kolmo.errors import InputError
 
 
+_NO_BRANCHES = "noise: shake-shake needs a block of two branches; give the network `branches`"
+
+
 class Jet(ABC):
     """Values and derivatives of a vector field at points, for a range of layers."""
 
     value: Tensor
     """f, shape (L, Q, d)."""
+    layers: range
+    """The numbers of the layers."""
+    depth: int
+    """L of the whole network, for strengths that vary with depth."""
 
     @abstractmethod
     def directional(self, direction: Tensor) -> Tensor:
@@ -39,7 +46,18 @@ class Jet(ABC):
 
     @abstractmethod
     def second(self, matrix: Tensor) -> Tensor:
-        """D : hess f for one symmetric matrix D of shape (d, d): shape (L, Q, d)."""
+        """D : hess f for symmetric matrices D, (d, d) or one a layer (L, d, d): shape (L, Q, d)."""
+
+    def hidden_units(self) -> tuple[Tensor, Tensor]:
+        """Hidden units z (L, Q, m) and output weights V (L, d, m) of f = V z.
+
+        Raises InputError where the block is not of that kind.
+        """
+        raise InputError("noise: hidden units need the block V sigma(W x + b), this network has another")
+
+    def branches(self) -> tuple[Tensor, Tensor]:
+        """The two branches f1, f2 of f = (f1 + f2)/2, each (L, Q, d); raises InputError without any."""
+        raise InputError(_NO_BRANCHES)
 
 
 class LayeredNetwork(nn.Module, ABC):
@@ -74,6 +92,10 @@ class LayeredNetwork(nn.Module, ABC):
         """The field and its derivatives at x (Q, d), for a slice of layers."""
         return AutomaticJet(self, x, range(self.depth)[layers])
 
+    def branches(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The branches of a block f = (f1 + f2)/2, each (..., d); raises InputError without any."""
+        raise InputError(_NO_BRANCHES)
+
     def forward(self, x: Tensor) -> Tensor:
         """Features X_L of the noiseless network, shape (..., d)."""
         for k in range(self.depth):
@@ -96,25 +118,27 @@ class AutomaticJet(Jet):
     """A jet by forward-mode automatic differentiation, for blocks without a closed form."""
 
     def __init__(self, network: LayeredNetwork, x: Tensor, layers: range) -> None:
-        self._network, self._x, self._layers = network, x, layers
+        self._network, self._x, self.layers, self.depth = network, x, layers, network.depth
         self.value = torch.stack([network.block(k, x) for k in layers])
 
     def directional(self, direction: Tensor) -> Tensor:
         return torch.stack(
             [
                 torch.func.jvp(lambda x, k=k: self._network.block(k, x), (self._x,), (v,))[1]
-                for k, v in zip(self._layers, direction, strict=True)
+                for k, v in zip(self.layers, direction, strict=True)
             ]
         )
 
     def jacobian(self) -> Tensor:
         basis = torch.eye(self._x.shape[-1], dtype=self._x.dtype, device=self._x.device)
-        columns = [self.directional(e.expand(len(self._layers), *self._x.shape)) for e in basis]
+        columns = [self.directional(e.expand(len(self.layers), *self._x.shape)) for e in basis]
         return torch.stack(columns, dim=-1)
 
     def second(self, matrix: Tensor) -> Tensor:
         result = torch.zeros_like(self.value)
         basis = torch.eye(self._x.shape[-1], dtype=self._x.dtype, device=self._x.device)
+
+        matrices = matrix.expand(len(self.layers), *matrix.shape[-2:])
 
         def along(k: int, left: Tensor, right: Tensor) -> Tensor:
             def first(x: Tensor) -> Tensor:
@@ -124,10 +148,46 @@ class AutomaticJet(Jet):
 
         for i, left in enumerate(basis):
             for j, right in enumerate(basis):
-                if float(matrix[i, j]) != 0:
-                    layers = torch.stack([along(k, left, right) for k in self._layers])
-                    result = result + matrix[i, j] * layers
+                if bool((matrices[:, i, j] != 0).any()):
+                    layers = torch.stack([along(k, left, right) for k in self.layers])
+                    result = result + matrices[:, i, j, None, None] * layers
         return result
+
+    def hidden_units(self) -> tuple[Tensor, Tensor]:
+        if not isinstance(self._network, ResidualNetwork):
+            return super().hidden_units()
+        hidden = torch.stack([self._network.hidden(k, self._x) for k in self.layers])
+        return hidden, torch.stack([self._network.V[k] for k in self.layers])
+
+    def branches(self) -> tuple[Tensor, Tensor]:
+        pairs = [self._network.branches(k, self._x) for k in self.layers]
+        return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+
+
+class ScaledJet(Jet):
+    """The jet of factors_k f(., theta_k), factors (L,)."""
+
+    def __init__(self, jet: Jet, factors: Tensor) -> None:
+        self._jet, self._factors = jet, factors[:, None, None]
+        self.layers, self.depth = jet.layers, jet.depth
+        self.value = self._factors * jet.value
+
+    def directional(self, direction: Tensor) -> Tensor:
+        return self._factors * self._jet.directional(direction)
+
+    def jacobian(self) -> Tensor:
+        return self._factors[..., None] * self._jet.jacobian()
+
+    def second(self, matrix: Tensor) -> Tensor:
+        return self._factors * self._jet.second(matrix)
+
+    def hidden_units(self) -> tuple[Tensor, Tensor]:
+        z, V = self._jet.hidden_units()
+        return z, self._factors * V
+
+    def branches(self) -> tuple[Tensor, Tensor]:
+        first, second = self._jet.branches()
+        return self._factors * first, self._factors * second
 
 
 class ResidualNetwork(LayeredNetwork):
@@ -200,7 +260,15 @@ class ResidualNetwork(LayeredNetwork):
         return self.jet(x).value
 
     def jet(self, x: Tensor, layers: slice = slice(None)) -> TwoLayerJet:
-        return TwoLayerJet(self.activation, self.W[layers], self.b[layers], self.V[layers], x)
+        numbers = range(self.depth)[layers]
+        return TwoLayerJet(
+            self.activation, self.W[layers], self.b[layers], self.V[layers], x, numbers, self.depth
+        )
+
+    def branches(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Twice what the first and the second half of the hidden units give."""
+        first, second = _halves(self.hidden(layer, x)[None], self.V[layer][None])
+        return first[0], second[0]
 
     def step_size(self) -> Tensor:
         return self.step * torch.linalg.matrix_norm(self.V @ self.W)
@@ -212,31 +280,51 @@ class TwoLayerJet(Jet):
     grad f = V diag(sigma') W,   D : hess f = V (sigma'' * diag(W D W^T)).
     """
 
-    def __init__(self, sigma: Activation, W: Tensor, b: Tensor, V: Tensor, x: Tensor) -> None:
-        self._sigma, self.W, self.V = sigma, W, V
+    def __init__(
+        self, sigma: Activation, W: Tensor, b: Tensor, V: Tensor, x: Tensor, layers: range, depth: int
+    ) -> None:
+        self._sigma, self._W, self._V = sigma, W, V
+        self.layers, self.depth = layers, depth
         self._pre = torch.baddbmm(b[:, None, :], x.expand(len(W), *x.shape), W.transpose(1, 2))
-        self.hidden = sigma.value(self._pre)
-        """z = sigma(W x + b), shape (L, Q, m)."""
-        self.value = self.hidden @ V.transpose(1, 2)
+        self._hidden = sigma.value(self._pre)
+        self.value = self._hidden @ V.transpose(1, 2)
         self._slope: Tensor | None = None
 
     @property
     def slope(self) -> Tensor:
         """sigma'(W x + b), shape (L, Q, m)."""
         if self._slope is None:
-            self._slope = self._sigma.first(self._pre, self.hidden)
+            self._slope = self._sigma.first(self._pre, self._hidden)
         return self._slope
 
     def directional(self, direction: Tensor) -> Tensor:
-        return (self.slope * (direction @ self.W.transpose(1, 2))) @ self.V.transpose(1, 2)
+        return (self.slope * (direction @ self._W.transpose(1, 2))) @ self._V.transpose(1, 2)
 
     def jacobian(self) -> Tensor:
         columns = [
-            (self.slope * self.W[:, None, :, j]) @ self.V.transpose(1, 2) for j in range(self.W.shape[2])
+            (self.slope * self._W[:, None, :, j]) @ self._V.transpose(1, 2) for j in range(self._W.shape[2])
         ]
         return torch.stack(columns, dim=-1)
 
     def second(self, matrix: Tensor) -> Tensor:
-        curvature = self._sigma.second(self._pre, self.hidden)
-        weights = torch.einsum("lmi,ij,lmj->lm", self.W, matrix, self.W)
-        return (curvature * weights[:, None, :]) @ self.V.transpose(1, 2)
+        curvature = self._sigma.second(self._pre, self._hidden)
+        matrices = matrix.expand(len(self._W), *matrix.shape[-2:])
+        weights = torch.einsum("lmi,lij,lmj->lm", self._W, matrices, self._W)
+        return (curvature * weights[:, None, :]) @ self._V.transpose(1, 2)
+
+    def hidden_units(self) -> tuple[Tensor, Tensor]:
+        return self._hidden, self._V
+
+    def branches(self) -> tuple[Tensor, Tensor]:
+        return _halves(self._hidden, self._V)
+
+
+def _halves(hidden: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """2 V_1 z_1 and 2 V_2 z_2 for the first and second half of the units."""
+    width = hidden.shape[-1]
+    if width % 2:
+        raise InputError(f"noise: shake-shake halves the hidden units, the network has {width}: an odd number")
+    half = width // 2
+    parts = (slice(half), slice(half, None))
+    first, second = (2 * hidden[..., p] @ V[..., p].transpose(-1, -2) for p in parts)
+    return first, second

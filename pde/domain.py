@@ -11,11 +11,12 @@ repeated after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from kolmo.chain import increments
+from kolmo.chain import coupled
 from kolmo.errors import DomainError
 from kolmo.pde.boundary import profile
 from kolmo.problem import Problem
@@ -39,23 +40,33 @@ class DomainAudit:
         return abs(self.bias) <= RELATIVE_TOLERANCE * self.loss + ABSOLUTE_TOLERANCE
 
 
-def _start(problem: Problem, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
-    generator = torch.Generator().manual_seed(seed)
-    copies = -(-PILOT_PATHS // len(problem.data))
-    return problem.data.points.repeat(copies, 1), problem.data.labels.repeat(copies), generator
+def boxed_step(x: torch.Tensor, increment: torch.Tensor, half_width: float) -> torch.Tensor:
+    """One step of a path that the taper keeps in the box."""
+    outward = increment * x > 0
+    step = torch.where(outward, profile(x, half_width), 1.0) * increment
+    return (x + step).clamp(-half_width, half_width)
+
+
+def projected_step(x: torch.Tensor, increment: torch.Tensor, half_width: float) -> torch.Tensor:
+    """One step of a path that is projected onto the box."""
+    return (x + increment).clamp(-half_width, half_width)
 
 
 @torch.no_grad()
-def audit_domain(problem: Problem, half_width: float, seed: int = 1) -> DomainAudit:
-    """Bias of J by the taper, from coupled paths of the chain."""
-    free, labels, generator = _start(problem, seed)
+def audit_domain(
+    problem: Problem,
+    half_width: float,
+    seed: int = 1,
+    confine: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = boxed_step,
+    paths: int = PILOT_PATHS,
+) -> DomainAudit:
+    """Bias of J by the box, from coupled paths of the chain: confined (tapered) against free."""
+    copies = -(-paths // len(problem.data))
+    free, labels = problem.data.points.repeat(copies, 1), problem.data.labels.repeat(copies)
     boxed = free
     for layer in range(problem.network.depth):
-        both = increments(problem, layer, torch.stack([free, boxed]), generator)
-        free = free + both[0]
-        outward = both[1] * boxed > 0
-        boxed = boxed + torch.where(outward, profile(boxed, half_width), 1.0) * both[1]
-        boxed = boxed.clamp(-half_width, half_width)
+        both = coupled(problem, layer, torch.stack([free, boxed]), seed)
+        free, boxed = free + both[0], confine(boxed, both[1], half_width)
     if not bool(torch.isfinite(free).all()):
         raise DomainError("paths of the chain run to infinity; take smaller weights or less noise")
     loss = problem.loss(free, labels)

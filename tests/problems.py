@@ -145,11 +145,11 @@ def chain_loss(problem: kolmo.Problem) -> float:
         G[1:] += h * F
         new = G @ S @ G.T
         if isinstance(problem.noise, noise.BernoulliDropout):
-            p = problem.noise.keep
+            p = problem.noise.keep.at(0, 1)
             power = np.einsum("ij,njk,ik->ni", F, S, F)
             new[:, 1:, 1:] += h * h * (1 - p) / p * power[:, :, None] * np.eye(len(A))
         if isinstance(problem.noise, noise.GaussianInjection):
-            new[:, 1:, 1:] += h * problem.noise.std**2 * np.eye(len(A))
+            new[:, 1:, 1:] += h * problem.noise.std.at(0, 1) ** 2 * np.eye(len(A))
         S = new
     return quadratic_loss(S, problem.data.labels.numpy())
 
@@ -174,10 +174,10 @@ def sde_loss(problem: kolmo.Problem, order: int) -> float:
         system[:-1, :-1] = np.kron(G, np.eye(n)) + np.kron(np.eye(n), G)
         if isinstance(problem.noise, noise.GaussianInjection):
             forcing = np.zeros((n, n))
-            forcing[1:, 1:] = problem.noise.std**2 * correction @ correction.T
+            forcing[1:, 1:] = problem.noise.std.at(0, 1) ** 2 * correction @ correction.T
             system[:-1, -1] = forcing.ravel()
         if isinstance(problem.noise, noise.BernoulliDropout):
-            p = problem.noise.keep
+            p = problem.noise.keep.at(0, 1)
             for i, row in enumerate(np.hstack([c[:, None], A]), start=1):
                 system[i * n + i, :-1] += h * (1 - p) / p * np.kron(row, row)
         flow = expm(h * system)

@@ -7,24 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from kolmo.errors import InputError
-from kolmo.noise.base import Noise
-from kolmo.noise.bernoulli import BernoulliDropout
+from kolmo.noise.base import LinearNoise, Noise, Outcomes
+from kolmo.noise.composition import Composition
 from kolmo.noise.depth import StochasticDepth
-from kolmo.noise.gaussian import GaussianInjection
-from kolmo.noise.hidden import DropConnect, HiddenDropout
-from kolmo.noise.multiplicative import GaussianDropout, UniformNoise
-from kolmo.noise.none import NoNoise
+from kolmo.noise.hidden import DropConnect, HiddenDropout, ShakeShake
+from kolmo.noise.output import BernoulliDropout, GaussianDropout, GaussianInjection, NoNoise, UniformNoise
 from kolmo.text import nearest
 
 __all__ = [
     "KINDS",
     "BernoulliDropout",
+    "Composition",
     "DropConnect",
     "GaussianDropout",
     "GaussianInjection",
     "HiddenDropout",
+    "LinearNoise",
     "NoNoise",
     "Noise",
+    "Outcomes",
+    "ShakeShake",
     "StochasticDepth",
     "UniformNoise",
     "from_settings",
@@ -42,6 +44,8 @@ KINDS: dict[str, type[Noise]] = {
         GaussianDropout,
         UniformNoise,
         GaussianInjection,
+        ShakeShake,
+        Composition,
     )
 }
 
@@ -51,16 +55,19 @@ def from_settings(settings: Mapping[str, Any]) -> Noise:
 
     Raises InputError that names the unknown kind or key, or the value out of range.
     """
+    if not isinstance(settings, Mapping):
+        raise InputError(f"noise: {settings!r} is not a table with a kind")
     keys = dict(settings)
     kind = keys.pop("kind", "none")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"noise.kind: {kind!r} is unknown{nearest(kind, KINDS)}")
-    known = list(inspect.signature(KINDS[kind]).parameters)
+    parameters = inspect.signature(KINDS[kind]).parameters
+    known = list(parameters)
     for key in keys:
         if key not in known:
             hint = nearest(key, known) if known else f"; {kind!r} takes no keys"
             raise InputError(f"noise.{key}: unknown key for {kind!r}{hint}")
-    for key in known:
-        if key not in keys:
+    for key, parameter in parameters.items():
+        if key not in keys and parameter.default is parameter.empty:
             raise InputError(f"noise.{key}: missing, {kind!r} needs it")
     return KINDS[kind](**keys)

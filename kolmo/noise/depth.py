@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
-from kolmo.network import Jet, LayeredNetwork
-from kolmo.noise.base import Noise
-from kolmo.noise.checks import bernoulli, probability
+from kolmo.errors import InputError
+from kolmo.network import Jet, ScaledJet
+from kolmo.noise.base import LinearNoise
+from kolmo.noise.law import Law, TwoPoint
+from kolmo.noise.schedule import probability
+from kolmo.noise.structure import RankOne, Structure
+from kolmo.text import nearest
+
+_SCALINGS, _PER = ("inverted", "test_time"), ("sample", "batch")
 
 
-class StochasticDepth(Noise):
-    r"""Increment h f eta / p with one eta ~ B(p) for each sample and layer (inverted scaling).
+class StochasticDepth(LinearNoise):
+    r"""A block is kept with probability p: one eta ~ B(p) for each sample (or batch) and layer.
 
-    m = f, C = (1-p)/p f f^T, D = 0. In torch: x + h * f(x) * F.dropout(torch.ones(len(x), 1), 1 - keep).
-    keep: survival probability p in (0, 1]. Source: Huang et al., 1603.09382.
+    scaling 'inverted': increment h f eta / p, m = f, C = (1-p)/p f f^T; 'test_time' (as published):
+    increment h f eta, m = p f, C = p (1-p) f f^T. per 'sample', or 'batch': all points of one pass over
+    the data share eta, which leaves J alone and makes its estimate noisier. D = 0.
+    In torch: x + h * f(x) * F.dropout(torch.ones(len(x), 1), 1 - keep), or torch.ones(1, 1) per batch.
+    keep: survival probability p in (0, 1], or a schedule; {last = 0.5} is the published linear decay.
+    Source: Huang et al., 1603.09382.
     """
 
     kind = "stochastic_depth"
 
-    def __init__(self, keep: float) -> None:
+    def __init__(self, keep: Any, scaling: str = "inverted", per: str = "sample") -> None:
         self.keep = probability(keep)
+        for name, value, known in (("scaling", scaling, _SCALINGS), ("per", per, _PER)):
+            if value not in known:
+                raise InputError(f"noise.{name}: {value!r} is unknown{nearest(str(value), known)}")
+        self.scaling, self.per = scaling, per
+        self.shared = per == "batch"
 
-    def sample(self, network: LayeredNetwork, layer: int, x: Tensor, generator: torch.Generator) -> Tensor:
-        mask = bernoulli(self.keep, (*x.shape[:-1], 1), x, generator) * network.step
-        return network.block(layer, x) * mask
+    def mean(self, jet: Jet) -> Jet:
+        if self.scaling == "inverted":
+            return jet
+        kept = [self.keep.at(k, jet.depth) for k in jet.layers]
+        return ScaledJet(jet, torch.tensor(kept, dtype=torch.float64).to(jet.value))
 
-    def covariance(self, jet: Jet) -> Tensor | None:
-        f = jet.value
-        return (1 - self.keep) / self.keep * f[..., :, None] * f[..., None, :]
+    def law(self, layer: int, depth: int) -> Law:
+        p = self.keep.at(layer, depth)
+        return TwoPoint(p, 1 / p if self.scaling == "inverted" else 1.0)
 
-    def settings(self) -> dict[str, float]:
-        return {"keep": self.keep}
+    def spread(self, jet: Jet) -> Structure:
+        return RankOne(jet.value)
+
+    def settings(self) -> dict[str, Any]:
+        given = {"keep": self.keep.settings}
+        if self.scaling != "inverted":
+            given["scaling"] = self.scaling
+        if self.per != "sample":
+            given["per"] = self.per
+        return given

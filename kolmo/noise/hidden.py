@@ -1,65 +1,69 @@
-"""Noise inside a block: dropout on hidden units, and DropConnect on the output weights."""
+"""Noise inside a block: dropout on hidden units, DropConnect on output weights, shake-shake."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from kolmo.network import Jet, LayeredNetwork
-from kolmo.noise.base import Noise
-from kolmo.noise.checks import bernoulli, hidden_jet, probability, with_hidden_units
+from kolmo.network import Jet
+from kolmo.noise.base import LinearNoise
+from kolmo.noise.law import Law, TwoPoint, Uniform
+from kolmo.noise.schedule import probability
+from kolmo.noise.structure import Entries, Factor, RankOne, Structure
 
 
-class HiddenDropout(Noise):
+class HiddenDropout(LinearNoise):
     r"""Increment h V (z * eta / p) with eta_j ~ B(p) for every hidden unit z = sigma(W x + b).
 
     m = f, C = (1-p)/p V diag(z_j^2) V^T, D = 0. In torch: x + h * V(F.dropout(z, 1 - keep)).
-    keep: probability p in (0, 1]. Source: Srivastava et al., JMLR 15 (2014).
+    keep: probability p in (0, 1], or a schedule. Source: Srivastava et al., JMLR 15 (2014).
     """
 
     kind = "hidden_dropout"
 
-    def __init__(self, keep: float) -> None:
+    def __init__(self, keep: Any) -> None:
         self.keep = probability(keep)
 
-    def sample(self, network: LayeredNetwork, layer: int, x: Tensor, generator: torch.Generator) -> Tensor:
-        network = with_hidden_units(network, self.kind)
-        hidden = network.hidden(layer, x)
-        mask = bernoulli(self.keep, tuple(hidden.shape), x, generator)
-        return network.step * ((hidden * mask) @ network.V[layer].T)
+    def law(self, layer: int, depth: int) -> Law:
+        p = self.keep.at(layer, depth)
+        return TwoPoint(p, 1 / p)
 
-    def covariance(self, jet: Jet) -> Tensor | None:
-        jet = hidden_jet(jet, self.kind)
-        layers, dim, width = jet.V.shape
-        products = (jet.V[:, :, None, :] * jet.V[:, None, :, :]).reshape(layers, dim * dim, width)
-        full = jet.hidden.square() @ products.transpose(1, 2)
-        return (1 - self.keep) / self.keep * full.reshape(*full.shape[:2], dim, dim)
+    def spread(self, jet: Jet) -> Structure:
+        z, V = jet.hidden_units()
+        return Factor(V, z)
 
-    def settings(self) -> dict[str, float]:
-        return {"keep": self.keep}
+    def settings(self) -> dict[str, Any]:
+        return {"keep": self.keep.settings}
 
 
-class DropConnect(Noise):
+class DropConnect(HiddenDropout):
     r"""Increment h (V * eta / p) z with eta_ij ~ B(p) for every output weight.
 
     m = f, C = (1-p)/p diag_i(sum_j V_ij^2 z_j^2), D = 0. In torch: x + h * (F.dropout(V, 1 - keep) @ z),
-    masks drawn anew for every sample. keep: probability p in (0, 1]. Source: Wan et al., ICML 2013.
+    masks drawn anew for every sample. keep: probability p in (0, 1], or a schedule.
+    Source: Wan et al., ICML 2013.
     """
 
     kind = "dropconnect"
 
-    def __init__(self, keep: float) -> None:
-        self.keep = probability(keep)
+    def spread(self, jet: Jet) -> Structure:
+        z, V = jet.hidden_units()
+        return Entries(V, z)
 
-    def sample(self, network: LayeredNetwork, layer: int, x: Tensor, generator: torch.Generator) -> Tensor:
-        network = with_hidden_units(network, self.kind)
-        V = network.V[layer]
-        mask = bernoulli(self.keep, (len(x), *V.shape), x, generator)
-        return network.step * torch.einsum("nij,nj->ni", V * mask, network.hidden(layer, x))
 
-    def covariance(self, jet: Jet) -> Tensor | None:
-        jet = hidden_jet(jet, self.kind)
-        return (1 - self.keep) / self.keep * (jet.hidden.square() @ jet.V.square().transpose(1, 2))
+class ShakeShake(LinearNoise):
+    r"""Increment h (alpha f1 + (1 - alpha) f2) with one alpha ~ U(0, 1) for each sample and layer.
 
-    def settings(self) -> dict[str, float]:
-        return {"keep": self.keep}
+    m = (f1 + f2)/2, C = (f1 - f2)(f1 - f2)^T / 12, D = 0. The two branches are the network's own
+    (`LayeredNetwork.branches`); those of the built-in block are twice the first and the second half of
+    its hidden units. In torch: a = torch.rand(len(x), 1); x + h * (a * f1(x) + (1 - a) * f2(x)).
+    The noise of the forward pass, backward through the same alpha. Source: Gastaldi, 1705.07485.
+    """
+
+    kind = "shake_shake"
+
+    def law(self, layer: int, depth: int) -> Law:
+        return Uniform(0.5)
+
+    def spread(self, jet: Jet) -> Structure:
+        first, second = jet.branches()
+        return RankOne(first - second)
