@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kolmo.errors import InputError
-from kolmo.network import LayeredNetwork
+from kolmo.network import Jet, LayeredNetwork
 from kolmo.noise.base import Noise
 from kolmo.noise.structure import packed
 
@@ -57,24 +57,32 @@ def modified_equation(
     D = noise.diffusion(jet)
     if order == 2:
         _check_constant(D, noise)
-    drift = mean.value
-    if order == 2:
-        correction = mean.directional(mean.value)
-        if D is not None:
-            correction = correction + 0.5 * mean.second(D)
-        drift = drift - 0.5 * h * correction
+    b = drift(mean, D, h, order)
     if D is None:
-        diffusion = torch.zeros_like(drift) if C is None else h * packed(C)
-        return Coefficients(drift, diffusion)
-    diffusive = D if D.ndim == 4 else D[:, None].expand(*drift.shape, network.dim)
+        diffusion = torch.zeros_like(b) if C is None else h * packed(C)
+        return Coefficients(b, diffusion)
+    diffusive = D if D.ndim == 4 else D[:, None].expand(*b.shape, network.dim)
     if order == 2:
         shift = torch.eye(network.dim).to(points) - 0.5 * h * mean.jacobian()
         diffusive = shift @ diffusive @ shift.transpose(-1, -2)
     if C is None:
-        return Coefficients(drift, diffusive)
+        return Coefficients(b, diffusive)
     spread = packed(C)
-    full = torch.diag_embed(spread) if spread.ndim == drift.ndim else spread
-    return Coefficients(drift, diffusive + h * full)
+    full = torch.diag_embed(spread) if spread.ndim == b.ndim else spread
+    return Coefficients(b, diffusive + h * full)
+
+
+def drift(mean: Jet, D: Tensor | None, h: float, order: int) -> Tensor:
+    """b of the modified equation at the points of the jet of m, shape (L, Q, d), length per time.
+
+    D: the diffusive covariance, constant in x: (d, d) or (L, d, d), read at order 2 only; None for 0.
+    """
+    if order == 1:
+        return mean.value
+    correction = mean.directional(mean.value)
+    if D is not None:
+        correction = correction + 0.5 * mean.second(D)
+    return mean.value - 0.5 * h * correction
 
 
 def _check_constant(D: Tensor | None, noise: Noise) -> None:

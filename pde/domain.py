@@ -26,6 +26,9 @@ PILOT_PATHS = 8192
 #: largest bias by the box, relative to J plus an absolute floor in units of the loss
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 5e-5
 
+#: one step of a path kept in a box: (x, increment, half width) -> x
+Confine = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class DomainAudit:
@@ -35,9 +38,13 @@ class DomainAudit:
     loss: float
     bias: float
 
+    def within(self, relative: float, absolute: float) -> bool:
+        """Whether the bias is below relative * loss + absolute."""
+        return abs(self.bias) <= relative * self.loss + absolute
+
     @property
     def holds(self) -> bool:
-        return abs(self.bias) <= RELATIVE_TOLERANCE * self.loss + ABSOLUTE_TOLERANCE
+        return self.within(RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE)
 
 
 def boxed_step(x: torch.Tensor, increment: torch.Tensor, half_width: float) -> torch.Tensor:
@@ -57,7 +64,7 @@ def audit_domain(
     problem: Problem,
     half_width: float,
     seed: int = 1,
-    confine: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = boxed_step,
+    confine: Confine = boxed_step,
     paths: int = PILOT_PATHS,
 ) -> DomainAudit:
     """Bias of J by the box, from coupled paths of the chain: confined (tapered) against free."""
@@ -74,15 +81,24 @@ def audit_domain(
     return DomainAudit(half_width, float(loss.mean()), float(bias))
 
 
-def choose_half_width(problem: Problem, seed: int = 1, enlargements: int = 16) -> float:
+def choose_half_width(
+    problem: Problem,
+    seed: int = 1,
+    enlargements: int = 16,
+    *,
+    confine: Confine = boxed_step,
+    relative: float = RELATIVE_TOLERANCE,
+    absolute: float = ABSOLUTE_TOLERANCE,
+    paths: int = PILOT_PATHS,
+) -> float:
     """The first half width, from 1.25 times the data's radius on, whose audit holds.
 
     Raises DomainError where none does.
     """
     half_width = 1.25 * problem.data.radius
     for _ in range(enlargements):
-        audit = audit_domain(problem, half_width, seed)
-        if audit.holds:
+        audit = audit_domain(problem, half_width, seed, confine, paths)
+        if audit.within(relative, absolute):
             return half_width
         half_width *= 1.1
     raise DomainError(

@@ -88,13 +88,84 @@ class PlainNetwork(LayeredNetwork):
         return self.inner.block(layer, x)
 
 
+# ------------------------------------------------------------------ every noise
+
+#: every kind of noise, with schedules for networks of depth DEPTH
+DEPTH = 4
+NOISES: dict[str, Noise] = {
+    "none": noise.NoNoise(),
+    "dropout": noise.BernoulliDropout(0.8),
+    "dropout-line": noise.BernoulliDropout({"first": 0.9, "last": 0.4}),
+    "dropout-1": noise.BernoulliDropout(1),
+    "hidden": noise.HiddenDropout(0.7),
+    "hidden-list": noise.HiddenDropout([0.9, 0.6, 0.8, 0.7]),
+    "dropconnect": noise.DropConnect(0.6),
+    "dropconnect-decay": noise.DropConnect({"last": 0.5}),
+    "depth": noise.StochasticDepth(0.8),
+    "depth-decay": noise.StochasticDepth({"last": 0.5}),
+    "depth-test-time": noise.StochasticDepth(0.7, scaling="test_time"),
+    "depth-decay-test-time": noise.StochasticDepth({"last": 0.4}, scaling="test_time"),
+    "depth-batch": noise.StochasticDepth(0.6, per="batch"),
+    "gaussian-dropout": noise.GaussianDropout(0.5),
+    "gaussian-dropout-list": noise.GaussianDropout([0.1, 0.6, 0.0, 0.4]),
+    "uniform": noise.UniformNoise(0.9),
+    "uniform-decay": noise.UniformNoise({"last": 1.5}),
+    "injection": noise.GaussianInjection(0.5),
+    "injection-line": noise.GaussianInjection({"first": 0.2, "last": 0.6}),
+    "injection-0": noise.GaussianInjection(0),
+    "shake": noise.ShakeShake(),
+    "dropout+injection": noise.Composition([noise.BernoulliDropout(0.8), noise.GaussianInjection(0.3)]),
+    "depth-test-time+injections": noise.Composition(
+        [{"kind": "gaussian_injection", "std": 0.2}, noise.StochasticDepth({"last": 0.6}, "test_time"),
+         noise.GaussianInjection([0.1, 0.4, 0.2, 0.3])]),
+    "shake+injection": noise.Composition([noise.ShakeShake(), noise.GaussianInjection({"last": 0.5})]),
+    "depth-batch+injection": noise.Composition(
+        [noise.StochasticDepth(0.7, per="batch"), noise.GaussianInjection(0.2)]),
+}  # fmt: skip
+
+
+def strength(value: Any, layer: int, depth: int, neutral: float) -> float:
+    """A schedule in layer l = 1, ..., L: the decay p_l = 1 - l/L (1 - p_L) (from 0 for strengths), or a line."""
+    if isinstance(value, dict) and "first" in value:
+        return float(np.interp(layer, [0, depth - 1], [value["first"], value["last"]]))
+    if isinstance(value, dict):
+        return neutral - (layer + 1) / depth * (neutral - value["last"])
+    return value[layer] if isinstance(value, list) else value
+
+
+def moments(model: Noise, layer: int, depth: int, M: np.ndarray, V: np.ndarray) -> tuple[float, Any, Any]:
+    """The table of noises: the ratio m / f, and E[C] and D for f = V z and M = E[z z^T], (..., m, m)."""
+    if isinstance(model, noise.Composition):
+        ratios, C, D = zip(*(moments(part, layer, depth, M, V) for part in model.parts), strict=True)
+        return float(np.prod(ratios)), sum(C), sum(D)
+    keys = {"keep": 1.0, "std": 0.0, "half_width": 0.0, "scaling": "", **model.settings()}
+    p, s, w = (strength(keys[k], layer, depth, float(k == "keep")) for k in ("keep", "std", "half_width"))
+    dim, width = V.shape
+    full, hidden = V @ M @ V.T, V @ (M * np.eye(width)) @ V.T  # E[f f^T] and V diag(E z_j^2) V^T
+    branches = 2 * V * np.repeat([1, -1], [width // 2, width - width // 2])  # f1 - f2 = branches z
+    test_time = keys["scaling"] == "test_time"
+    C = {
+        "none": 0 * full,
+        "bernoulli_dropout": (1 - p) / p * full * np.eye(dim),
+        "hidden_dropout": (1 - p) / p * hidden,
+        "dropconnect": (1 - p) / p * hidden * np.eye(dim),
+        "stochastic_depth": (p * (1 - p) if test_time else (1 - p) / p) * full,
+        "gaussian_dropout": s**2 * full * np.eye(dim),
+        "uniform_noise": w**2 / 3 * full * np.eye(dim),
+        "shake_shake": branches @ M @ branches.T / 12,
+        "gaussian_injection": 0 * full,
+    }[model.kind]
+    return p if test_time else 1.0, C, float(model.kind == "gaussian_injection") * s**2 * np.eye(dim)
+
+
 # ------------------------------------------------------------------ affine networks and their moments
 
 
 def affine_network(dim: int, depth: int, pull: float = 0.8, spread: float = 0.3) -> ResidualNetwork:
     """f_k(x) = A_k x + c_k as V (W x + b) with identity activation; A_k = -pull I + spread.
 
-    A and c depend on time t = k/L through smooth functions, so that depths can be compared.
+    A and c depend on time t = k/L through smooth functions, so that depths can be compared. The
+    width is even: the hidden units have two halves.
     """
     rng = np.random.default_rng(5)
     base, tilt, shift = (
@@ -102,7 +173,7 @@ def affine_network(dim: int, depth: int, pull: float = 0.8, spread: float = 0.3)
         rng.uniform(-1, 1, (dim, dim)),
         rng.uniform(-1, 1, dim),
     )
-    W = rng.standard_normal((dim + 1, dim))
+    W = rng.standard_normal((2 * (dim // 2 + 1), dim))
     weights = []
     for k in range(depth):
         t = (k + 0.5) / depth
@@ -115,9 +186,10 @@ def affine_network(dim: int, depth: int, pull: float = 0.8, spread: float = 0.3)
 
 
 def affine_maps(network: ResidualNetwork) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(A_k, c_k) of every layer of a network with identity activation."""
+    """(Z_k, V_k) of every layer: hidden units z = Z (1, x) and f = V z, identity activation."""
+    assert network.activation.name == "identity"
     W, b, V = (w.detach().numpy() for w in (network.W, network.b, network.V))
-    return [(V[k] @ W[k], V[k] @ b[k]) for k in range(network.depth)]
+    return [(np.hstack([b[k][:, None], W[k]]), V[k]) for k in range(network.depth)]
 
 
 def quadratic_loss(moments: np.ndarray, labels: np.ndarray) -> float:
@@ -132,54 +204,43 @@ def _start(problem: kolmo.Problem) -> np.ndarray:
 
 
 def chain_loss(problem: kolmo.Problem) -> float:
-    """Exact J of the chain: affine block, quadratic loss; its first two moments close.
+    """Exact J of the chain: affine block, quadratic loss; its first two moments close for every noise.
 
-    X' = X + h f(X) + zeta, Cov[zeta | X] = h^2 C(X) + h D, so that with z = (1, x), F = (c, A),
-    S' = G S G^T + h^2 (1-p)/p diag(F S F^T) + h s^2 I,   G = I + h (0; F).
+    X' = X + h m(X) + zeta, Cov[zeta | X] = h^2 C(X) + h D, m = r f, f = F z, z = (1, x), so that
+    S' = G S G^T + h^2 C(S) + h D,   G = I + h r (0; F).
     """
     assert isinstance(problem.loss, LeastSquares) and isinstance(problem.network, ResidualNetwork)
-    h, S = problem.network.step, _start(problem)
-    for A, c in affine_maps(problem.network):
-        F = np.hstack([c[:, None], A])
-        G = np.eye(len(A) + 1)
-        G[1:] += h * F
-        new = G @ S @ G.T
-        if isinstance(problem.noise, noise.BernoulliDropout):
-            p = problem.noise.keep.at(0, 1)
-            power = np.einsum("ij,njk,ik->ni", F, S, F)
-            new[:, 1:, 1:] += h * h * (1 - p) / p * power[:, :, None] * np.eye(len(A))
-        if isinstance(problem.noise, noise.GaussianInjection):
-            new[:, 1:, 1:] += h * problem.noise.std.at(0, 1) ** 2 * np.eye(len(A))
-        S = new
+    h, depth, S = problem.network.step, problem.network.depth, _start(problem)
+    for k, (Z, V) in enumerate(affine_maps(problem.network)):
+        ratio, C, D = moments(problem.noise, k, depth, Z @ S @ Z.T, V)
+        G = np.eye(problem.network.dim + 1)
+        G[1:] += h * ratio * V @ Z
+        S = G @ S @ G.T
+        S[:, 1:, 1:] += h * h * C + h * D
     return quadratic_loss(S, problem.data.labels.numpy())
 
 
 def sde_loss(problem: kolmo.Problem, order: int) -> float:
-    """Exact J of the modified equation for an affine block: dropout or Gaussian injection.
+    """Exact J of the modified equation for an affine block and every noise.
 
-    dX = (B X + e) dt + a^{1/2} dW on each layer with B = A - h/2 A^2, e = c - h/2 A c (at order 1
-    without h/2) and a = h (1-p)/p diag(f^2) + s^2 (I - h/2 A)(I - h/2 A)^T; E[z z^T], z = (1, x),
-    solves the linear ODE S' = G S + S G^T + h (1-p)/p diag(F S F^T) + a_D, F = (c, A).
+    dX = (B X + e) dt + a^{1/2} dW on each layer: with m = A x + c it is B = A - h/2 A^2, e = c - h/2 A c
+    (at order 1 without h/2) and a = h C(x) + (I - h/2 A) D (I - h/2 A)^T, so that the moments
+    S = E[z z^T], z = (1, x), solve the linear ODE S' = G S + S G^T + h C(S) + a_D.
     """
     assert isinstance(problem.loss, LeastSquares) and isinstance(problem.network, ResidualNetwork)
-    h, S = problem.network.step, _start(problem)
+    h, depth, S = problem.network.step, problem.network.depth, _start(problem)
     half = 0.5 * h if order == 2 else 0.0
-    dim = problem.network.dim
-    n = dim + 1
-    for A, c in affine_maps(problem.network):
-        correction = np.eye(dim) - half * A
-        G = np.zeros((n, n))
-        G[1:, 0], G[1:, 1:] = correction @ c, correction @ A
+    n = problem.network.dim + 1
+    for k, (Z, V) in enumerate(affine_maps(problem.network)):
+        basis = np.eye(n * n).reshape(-1, n, n)  # C is linear in S
+        ratio, C, D = moments(problem.noise, k, depth, Z @ basis @ Z.T, V)
+        F = ratio * V @ Z
+        correction = np.eye(n - 1) - half * F[:, 1:]
+        G, forcing, spread = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n * n, n, n))
+        G[1:], forcing[1:, 1:], spread[:, 1:, 1:] = correction @ F, correction @ D @ correction.T, h * C
         system = np.zeros((n * n + 1, n * n + 1))
-        system[:-1, :-1] = np.kron(G, np.eye(n)) + np.kron(np.eye(n), G)
-        if isinstance(problem.noise, noise.GaussianInjection):
-            forcing = np.zeros((n, n))
-            forcing[1:, 1:] = problem.noise.std.at(0, 1) ** 2 * correction @ correction.T
-            system[:-1, -1] = forcing.ravel()
-        if isinstance(problem.noise, noise.BernoulliDropout):
-            p = problem.noise.keep.at(0, 1)
-            for i, row in enumerate(np.hstack([c[:, None], A]), start=1):
-                system[i * n + i, :-1] += h * (1 - p) / p * np.kron(row, row)
+        system[:-1, :-1] = np.kron(G, np.eye(n)) + np.kron(np.eye(n), G) + spread.reshape(n * n, n * n).T
+        system[:-1, -1] = forcing.ravel()
         flow = expm(h * system)
         S = (S.reshape(-1, n * n) @ flow[:-1, :-1].T + flow[:-1, -1]).reshape(-1, n, n)
     return quadratic_loss(S, problem.data.labels.numpy())
