@@ -1,4 +1,5 @@
-r"""Training by PDE control: L-BFGS through the backward Kolmogorov equation, mesh by mesh.
+r"""Training by control: L-BFGS through the backward Kolmogorov equation, or through the chain's exact
+recursion, mesh by mesh.
 
 Coarse meshes give a warm start. At every change of mesh and at the end the result is audited:
 the box against coupled paths, J against the chain. A failed audit means a finer mesh or a
@@ -17,12 +18,16 @@ from kolmo.chain import Chain
 from kolmo.control.admissible import Box
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
 from kolmo.control.objective import Objective
-from kolmo.errors import AuditError, InfeasibleError, KolmoError
+from kolmo.errors import AuditError, InfeasibleError, InputError, KolmoError
 from kolmo.pde import BackwardKolmogorov
-from kolmo.pde.domain import audit_domain, choose_half_width
+from kolmo.pde.domain import audit_domain, choose_half_width, projected_step
+from kolmo.pde.exact import ExactRecursion, exact_half_width
 from kolmo.pde.resolution import MOST_CELLS
 from kolmo.penalty import Penalty
 from kolmo.problem import Problem
+from kolmo.text import nearest
+
+ESTIMATORS = ("pde", "exact")
 
 #: the audit allows max(3 standard errors, 5%) plus an absolute floor in units of the loss
 AUDIT_RELATIVE, AUDIT_FLOOR, AUDIT_PATHS = 0.05, 2e-3, 100_000
@@ -61,6 +66,7 @@ def train(
     *,
     cells: Sequence[int] = (40, 72),
     iterations: Sequence[int] = (80, 40),
+    estimator: str = "pde",
     order: int = 2,
     backend: str = "auto",
     tolerance: float = 1e-5,
@@ -68,19 +74,34 @@ def train(
     seed: int = 0,
     callback: Callable[[Progress], None] | None = None,
 ) -> Training:
-    """Train the problem's network in place. Raises InfeasibleError where no mesh accepts the
-    start, and AuditError where the end does not agree with the chain on the finest mesh."""
+    """Train the problem's network in place.
+
+    cells: of each mesh or grid, coarse to fine. iterations: at most, on each. estimator: of J, 'pde' (the
+    modified equation of this order) or 'exact' (the chain's recursion, no modelling error). Raises
+    InfeasibleError where no mesh accepts the start, and AuditError where the end does not agree
+    with the chain on the finest mesh.
+    """
+    if estimator not in ESTIMATORS:
+        raise InputError(f"estimator: {estimator!r} is unknown{nearest(estimator, ESTIMATORS)}")
     start, spent = time.perf_counter(), 0
     total = Training(Result(np.empty(0), np.inf, np.inf, 0, 0, "not started"), 0, 0.0)
     plan = list(zip(cells, iterations, strict=True))
     repetitions = 0
     while plan:
         n, steps = plan.pop(0)
-        equation = BackwardKolmogorov(
-            problem, cells=n, order=order, backend=backend, half_width=choose_half_width(problem)
-        )
+        equation: BackwardKolmogorov | ExactRecursion
+        if estimator == "pde":
+            half_width = choose_half_width(problem)
+            equation = BackwardKolmogorov(
+                problem, cells=n, order=order, backend=backend, half_width=half_width
+            )
+            nodes = len(equation.space.coefficient_points)
+        else:
+            half_width = exact_half_width(problem)
+            equation = ExactRecursion(problem, cells=n, half_width=half_width)
+            nodes = len(equation.spline.nodes)
         objective = Objective(problem.network, equation.expected_loss, penalties)
-        cost = len(equation.space.coefficient_points) * problem.network.depth
+        cost = nodes * problem.network.depth
 
         def note(step: Iterate, n: int = n, cost: int = cost, spent: int = spent) -> None:
             if callback is not None:
@@ -95,7 +116,7 @@ def train(
             outcome = Audit(f"start refused ({error})", error)
         else:
             spent += result.evaluations * cost
-            _add(total, result, n, equation.space.half_width, spent)
+            _add(total, result, n, half_width, spent)
             outcome = audit(problem, equation, seed)
         total.audits.append(f"{n} cells: {outcome.reason or 'passed'}")
         if outcome.failure is not None and not plan:
@@ -125,12 +146,15 @@ class Audit:
         return cls(reason, error, finer)
 
 
-def audit(problem: Problem, equation: BackwardKolmogorov, seed: int = 0) -> Audit:
-    """Is the equation's J to be trusted for the present weights?
+def audit(problem: Problem, equation: BackwardKolmogorov | ExactRecursion, seed: int = 0) -> Audit:
+    """Is the equation's (or the recursion's) J to be trusted for the present weights?
 
     The box by coupled paths, then J against the chain: max(3 standard errors, 5% of J) plus a floor.
     """
-    box = audit_domain(problem, equation.space.half_width, seed + 2)
+    if isinstance(equation, ExactRecursion):
+        box = audit_domain(problem, equation.spline.half_width, seed + 2, projected_step)
+    else:
+        box = audit_domain(problem, equation.space.half_width, seed + 2)
     if not box.holds:
         reason = f"the box of half width {box.half_width:.3g} biases J by {box.bias:.1g}: paths moved out"
         return Audit.failed(reason, finer=False)

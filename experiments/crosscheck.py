@@ -18,6 +18,18 @@ MODEL = (2e-3, 0.02)
 REFUSAL = (5e-3, 0.06)
 
 
+#: largest h |V W| of a mild network, for which MODEL is stated; REFUSAL beyond
+MILD = 0.35
+
+
+def model_error(problem: Problem, value: float) -> float:
+    """What the modified equation may be off by in J: stated, by the size of h |V W|."""
+    with torch.no_grad():
+        mild = float(problem.network.step_size().max()) <= MILD
+    absolute, relative = MODEL if mild else REFUSAL
+    return absolute + relative * abs(value)
+
+
 @dataclass(frozen=True)
 class PdeValue:
     """J by the PDE with its mesh error, and its gradient by parameter name where asked for."""

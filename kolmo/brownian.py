@@ -41,7 +41,11 @@ class LayerPath(BaseBrownian):
             self._integrals = 0.5 * self._increments + zeta / math.sqrt(12)
 
     def __call__(
-        self, ta: Tensor | float, tb: Tensor | float | None = None, return_U: bool = False, return_A: bool = False
+        self,
+        ta: Tensor | float,
+        tb: Tensor | float | None = None,
+        return_U: bool = False,
+        return_A: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """W over [ta, tb], shape (N, channels), and U too where return_U.
 

@@ -34,7 +34,7 @@ GRADIENT_BLOCK, _BATCHES = 4096, 16
 #: 97.5% quantile of the normal distribution
 Z95 = 1.959963984540054
 
-#: grad u_y at the start of a layer: (layer, x (N, d), label (N,)) -> (N, d)
+#: grad u_y(., t_{k+1}) for layer k: (k, mean of the next state (N, d), label (N,)) -> (N, d)
 ValueGradient = Callable[[int, Tensor, Tensor], Tensor]
 
 
@@ -74,7 +74,8 @@ class Chain:
 
     seed: of the noise. antithetic: odd copies of the data mirror the random numbers of the copy
     before them. control: grad u of the Kolmogorov equation (`kolmo.pde.value_gradient`) for the control
-    variate sum_k grad u(X_k) . (X_{k+1} - E[X_{k+1} | X_k]), whose mean is exactly zero whatever u is.
+    variate sum_k grad u(m_k, t_{k+1}) . (X_{k+1} - m_k), m_k = E[X_{k+1} | X_k], whose mean is exactly
+    zero whatever u is.
     Raises InputError where the device is absent.
     """
 
@@ -116,7 +117,7 @@ class Chain:
             increment = problem.noise.sample(network, layer, x, stream.layer(layer))
             if self.control is not None:
                 mean = network.step * problem.noise.mean(network.jet(x, slice(layer, layer + 1))).value[0]
-                martingale += ((increment - mean) * self.control(layer, x, labels)).sum(dim=-1)
+                martingale += ((increment - mean) * self.control(layer, x + mean, labels)).sum(dim=-1)
             x = x + increment
         return (problem.loss(x, labels) - martingale).reshape(copies, count)
 

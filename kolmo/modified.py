@@ -37,9 +37,7 @@ def check_order(network: LayeredNetwork, order: int) -> None:
     if order not in (1, 2):
         raise InputError(f"order: {order!r} is not 1 or 2")
     if order == 2 and not network.twice_differentiable:
-        raise InputError(
-            "order: 2 needs a block with two derivatives, this activation has one; take order 1"
-        )
+        raise InputError("order: 2 needs a block with two derivatives, this activation has one; take order 1")
 
 
 def modified_equation(

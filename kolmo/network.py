@@ -22,7 +22,6 @@ from kolmo.activation import Activation
 from kolmo.activation import activation as find_activation
 from kolmo.errors import InputError
 
-
 _NO_BRANCHES = "noise: shake-shake needs a block of two branches; give the network `branches`"
 
 
@@ -323,7 +322,9 @@ def _halves(hidden: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     """2 V_1 z_1 and 2 V_2 z_2 for the first and second half of the units."""
     width = hidden.shape[-1]
     if width % 2:
-        raise InputError(f"noise: shake-shake halves the hidden units, the network has {width}: an odd number")
+        raise InputError(
+            f"noise: shake-shake halves the hidden units, the network has {width}: an odd number"
+        )
     half = width // 2
     parts = (slice(half), slice(half, None))
     first, second = (2 * hidden[..., p] @ V[..., p].transpose(-1, -2) for p in parts)

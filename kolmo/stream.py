@@ -20,6 +20,7 @@ from kolmo.errors import InputError
 #: parts of a layer (composed noises) that have numbers of their own
 _PARTS = 256
 _UNIT = 2.0**-53
+_CPU = torch.device("cpu")
 
 
 def mix(*key: int) -> int:
@@ -40,7 +41,7 @@ class Stream:
     count: int
     batch: int = 1
     antithetic: bool = False
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from kolmo.pde.backend import make_space, resolve, space_on
+from kolmo.pde.control_variate import value_gradient
+from kolmo.pde.exact import ExactRecursion
+from kolmo.pde.exact_value import ExactValue, resolve_exact
 from kolmo.pde.kolmogorov import BackwardKolmogorov, Solution
 from kolmo.pde.mesh import DEFAULT_CELLS, Mesh, box_mesh
 from kolmo.pde.propagator import Explicit, Implicit, Propagator
@@ -11,6 +14,8 @@ from kolmo.pde.space import Space
 __all__ = [
     "DEFAULT_CELLS",
     "BackwardKolmogorov",
+    "ExactRecursion",
+    "ExactValue",
     "Explicit",
     "Implicit",
     "Mesh",
@@ -20,5 +25,7 @@ __all__ = [
     "box_mesh",
     "make_space",
     "resolve",
+    "resolve_exact",
     "space_on",
+    "value_gradient",
 ]

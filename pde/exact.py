@@ -135,7 +135,9 @@ class ExactRecursion:
 
         _in_threads(piece, len(x))
         if not np.isfinite(out).all():
-            raise NonFiniteError(f"layer {layer}: the value function is not finite; take smaller weights", layer)
+            raise NonFiniteError(
+                f"layer {layer}: the value function is not finite; take smaller weights", layer
+            )
         return out
 
     def _terminal(self, x: Tensor, o: Outcomes) -> Tensor:
@@ -167,7 +169,9 @@ class ExactRecursion:
         labels = self.problem.data.labels.numpy()
         return float(data[np.arange(len(data)), labels].mean()), stages, data
 
-    def _gradient(self, network: LayeredNetwork, stages: list[_Stage], parameters: list[Tensor]) -> list[Tensor]:
+    def _gradient(
+        self, network: LayeredNetwork, stages: list[_Stage], parameters: list[Tensor]
+    ) -> list[Tensor]:
         """dJ/dparameters by the transposed recursion, forward in depth."""
         labels = self.problem.data.labels.numpy()
         cotangent = np.zeros((len(labels), 2))
@@ -193,7 +197,7 @@ class ExactRecursion:
         """Adds a layer's share of the gradient to `total`; returns dJ/du_{layer+1} at the nodes."""
         s = self.spline
         pieces = list(_pieces(len(x)))
-        groups = [pieces[i :: _GROUPS] for i in range(min(_GROUPS, len(pieces)))]
+        groups = [pieces[i::_GROUPS] for i in range(min(_GROUPS, len(pieces)))]
 
         def group(parts: list[slice]) -> tuple[list[Tensor | None], np.ndarray, np.ndarray]:
             d_coefficients, d_nodal = np.zeros((s.size, 2)), np.zeros((len(s.nodes), 2))
@@ -208,12 +212,14 @@ class ExactRecursion:
                         base, factor = o.base.detach().numpy(), _plain(o.factor)
                         d_base, d_factor = np.zeros(base.shape), np.zeros(factor.shape)
                         self._scatter(
-                            x[part].numpy(), base, factor, o.table, o.weights, stage.coefficients, stage.nodal,
-                            -s.half_width, s.spacing, s.cells, self.limit, cotangent[part],
+                            x[part].numpy(), base, factor, o.table, o.weights, stage.coefficients,
+                            stage.nodal, -s.half_width, s.spacing, s.cells, self.limit, cotangent[part],
                             d_base, d_factor, d_coefficients, d_nodal,
                         )  # fmt: skip
                         found = _pull_back(o, d_base, d_factor, parameters)
-                sums = [a if b is None else (b if a is None else a + b) for a, b in zip(sums, found, strict=True)]
+                sums = [
+                    a if b is None else (b if a is None else a + b) for a, b in zip(sums, found, strict=True)
+                ]
             return sums, d_coefficients, d_nodal
 
         with _pool() as pool:
@@ -290,7 +296,9 @@ class _ExactLoss(torch.autograd.Function):
         return (None, None, *(scale * g for g in gradient))
 
 
-def gaussian_outcomes(problem: Problem, network: LayeredNetwork, layer: int, x: Tensor, gauss: int) -> Outcomes:
+def gaussian_outcomes(
+    problem: Problem, network: LayeredNetwork, layer: int, x: Tensor, gauss: int
+) -> Outcomes:
     """Gaussian increments with the noise's mean h m and covariance h^2 C + h D, by a product rule."""
     noise, h = problem.noise, network.step
     jet = network.jet(x, slice(layer, layer + 1))
@@ -326,7 +334,9 @@ def _regressed(values: np.ndarray, jumps: np.ndarray, covariance: np.ndarray) ->
     features = np.concatenate([np.ones((*z.shape[:2], 1)), features], axis=2).transpose(1, 0, 2)
     gram = features.transpose(0, 2, 1) @ features
     # features may be dependent (a noise of rank one): the smallest solution will do
-    solved = np.linalg.pinv(gram, rcond=1e-8, hermitian=True) @ (features.transpose(0, 2, 1) @ values.T[..., None])
+    solved = np.linalg.pinv(gram, rcond=1e-8, hermitian=True) @ (
+        features.transpose(0, 2, 1) @ values.T[..., None]
+    )
     return np.asarray(solved[:, 0, 0])
 
 
@@ -362,6 +372,11 @@ def _pool() -> ThreadPoolExecutor:
 def _in_threads(piece: Callable[[slice], None], count: int) -> None:
     with _pool() as pool:
         list(pool.map(piece, _pieces(count)))
+
+
+def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, None for 0."""
+    return a if b is None else (b if a is None else a + b)
 
 
 def _plain(factor: Tensor) -> np.ndarray:

@@ -1,9 +1,9 @@
 r"""J by the exact recursion with an estimate of its interpolation error: refined, or refused.
 
 Grids grow by 3/2. The estimate wants two changes in a row to be small, the older one at the
-slowest rate that is trusted (third order; the recursion is of fourth order once it resolves):
+slowest rate that is trusted (order 7/2; the recursion is of fourth order once it resolves):
 
-    max(|J_n - J_{2n/3}|, |J_{2n/3} - J_{4n/9}| / 1.5^3) / (1.5^3 - 1).
+    max(|J_n - J_{2n/3}|, |J_{2n/3} - J_{4n/9}| / r) / (r - 1),    r = 1.5^{7/2}.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from kolmo.pde.mesh import check_dim
 from kolmo.problem import Problem
 
 #: first and last grid by dimension
-FIRST = {1: 64, 2: 43, 3: 32}
-MOST = {1: 16384, 2: 1280, 3: 170}
+FIRST = {1: 64, 2: 43, 3: 36}
+MOST = {1: 16384, 2: 1280, 3: 192}
 #: interpolation and quadrature error aimed at: relative to J, and a floor in units of the loss
 AIM = (3e-3, 1e-6)
 #: error of the Gaussian rule that is still answered: relative and absolute
 RULE_LIMIT = (5e-3, 1e-4)
 #: outcomes of a layer beyond which grids are compared by the Gaussian rule and only the last is exact
 _MANY = 128
-_RATE = 1.5**3
+_RATE = 1.5**3.5
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def resolve_exact(
         with torch.no_grad():
             return float(recursion.expected_loss())
 
-    n = FIRST[dim] if cells is None else max(4, round(cells / _RATE ** (2 / 3)))
+    n = FIRST[dim] if cells is None else max(4, round(cells / 1.5**2))
     sequence = [value(n, proxy)]
     while True:
         n = round(1.5 * n) if cells is None or len(sequence) < 2 else cells
@@ -108,9 +108,9 @@ def resolve_exact(
             break
     if not estimate <= allowed:
         raise ResolutionError(
-            f"the grid of the exact recursion does not resolve the network's features: on {n} cells a direction "
-            f"J = {sequence[-1]:.3g} with an interpolation error of about {estimate:.1g}, more than "
-            f"{allowed:.1g}; take {'more cells' if cells is not None else 'smaller weights'}, or the chain "
+            f"the grid of the exact recursion does not resolve the network's features: on {n} cells a "
+            f"direction J = {sequence[-1]:.3g} with an interpolation error of about {estimate:.1g}, more "
+            f"than {allowed:.1g}; take {'more cells' if cells is not None else 'smaller weights'}, or the chain "
             "estimator"
         )
     recursion = ExactRecursion(problem, cells=n, half_width=half_width, rule=rule, gauss=gauss)
@@ -130,7 +130,9 @@ def _estimate(sequence: list[float]) -> float:
 
 def _discrete(problem: Problem) -> bool:
     """Whether a layer's outcomes are all there are, not a Gauss rule."""
-    counts = {len(problem.noise.outcomes(problem.network, 0, problem.data.points[:1], g).weights) for g in (3, 4)}
+    counts = {
+        len(problem.noise.outcomes(problem.network, 0, problem.data.points[:1], g).weights) for g in (3, 4)
+    }
     return len(counts) == 1
 
 
@@ -161,9 +163,7 @@ def _rule_error(recursion: ExactRecursion, value: float) -> float:
     error = abs(defect) + 2 * spread
     if error > RULE_LIMIT[0] * abs(value) + RULE_LIMIT[1]:
         raise ModelError(
-            f"rule: Gaussian increments are off by {defect:.2g} +- {2 * spread:.1g} in J = {value:.3g}, they do "
-            "not describe this noise; take the chain estimator"
+            f"rule: Gaussian increments are off by {defect:.2g} +- {2 * spread:.1g} in J = {value:.3g}, they "
+            "do not describe this noise; take the chain estimator"
         )
     return error
-
-

@@ -51,8 +51,8 @@ class Outcomes:
 class Noise(ABC):
     """Noise injected in every layer of a residual network."""
 
-    #: name in problem.toml
-    kind: str
+    #: name in problem.toml; a noise of one's own may leave it
+    kind: str = "custom"
     #: whether the samples of a batch share their random numbers
     shared: bool = False
 
@@ -162,5 +162,8 @@ def product_rule(
             f"{MOST_OUTCOMES} are summed; take Gaussian increments with the same mean and covariance "
             "(rule 'gauss', off by O(h^2), its error is estimated), or the chain estimator"
         )
-    index = np.indices((len(values),) * units).reshape(units, -1).T
+    index = np.zeros((1, 0), dtype=int)
+    for _ in range(units):
+        rows = np.repeat(index, len(values), axis=0)
+        index = np.column_stack([rows, np.tile(np.arange(len(values)), len(index))])
     return values[index], weights[index].prod(axis=1)

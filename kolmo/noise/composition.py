@@ -14,7 +14,7 @@ from kolmo.network import Jet, LayeredNetwork
 from kolmo.noise.base import MOST_OUTCOMES, LinearNoise, Noise, Outcomes
 from kolmo.noise.law import GAUSS
 from kolmo.noise.output import NoNoise
-from kolmo.noise.structure import Structure, packed
+from kolmo.noise.structure import Structure
 from kolmo.stream import Draws
 
 

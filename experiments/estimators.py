@@ -1,0 +1,216 @@
+r"""The four ways to J (MATHEMATICS section 4), each with its errors by source.
+
+`chain` and `exact` are of the network itself; `sde` and `pde` of its modified equation. A way that
+cannot be answered for raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from kolmo.chain import Chain, Estimate
+from kolmo.errors import InputError
+from kolmo.experiments.crosscheck import pde_value
+from kolmo.pde import BackwardKolmogorov, resolve_exact, value_gradient
+from kolmo.pde.domain import audit_domain, projected_step
+from kolmo.problem import Problem
+from kolmo.text import nearest
+
+#: every estimator, equation first
+ESTIMATORS = ("pde", "chain", "sde", "exact")
+#: those of the chain itself, the better first, and those of its modified equation
+OF_CHAIN, OF_EQUATION = ("exact", "chain"), ("pde", "sde")
+#: ways to reduce the variance of the chain's estimate
+REDUCTIONS = ("antithetic", "control")
+#: cells of the value function that the control variate takes, by dimension
+_CONTROL_CELLS = {1: 256, 2: 64, 3: 24}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What estimators may be told.
+
+    paths, sde_paths: of the samples. cells: of the mesh, exact_cells: of the exact recursion's grid
+    (both refined by default). order: of the modified equation. rule: of the exact recursion. reduce: of
+    REDUCTIONS, for the chain. seed: of the noise.
+    """
+
+    paths: int = 1_000_000
+    sde_paths: int = 200_000
+    cells: int | None = None
+    exact_cells: int | None = None
+    order: int = 2
+    rule: str = "outcomes"
+    reduce: tuple[str, ...] = ()
+    backend: str = "auto"
+    device: str = "cpu"
+    seed: int = 0
+    gradient: bool = False
+
+
+@dataclass(frozen=True)
+class Reached:
+    """J by one estimator.
+
+    standard_error: of the sampling, 0 without any. bounds: estimates of the other errors by source, absolute.
+    details: what else is worth knowing. gradient: by parameter name, `*_se` beside it where sampled.
+    """
+
+    name: str
+    value: float
+    standard_error: float
+    bounds: dict[str, float]
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+    gradient: dict[str, torch.Tensor] | None = None
+
+    @property
+    def bound(self) -> float:
+        """The errors that are not sampling, added up."""
+        return sum(self.bounds.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The estimate as `kolmo evaluate --json` prints it, without its gradient."""
+        result: dict[str, Any] = {"value": self.value}
+        if self.name in ("chain", "sde"):
+            result["standard_error"] = self.standard_error
+        if self.bounds:
+            result["error"] = self.bounds
+        return {**result, **self.details, "seconds": self.seconds}
+
+
+def reach(name: str, problem: Problem, options: Options) -> Reached:
+    """J by the estimator called `name`; raises KolmoError where it cannot be answered for."""
+    ways: dict[str, Callable[[Problem, Options], Reached]] = {
+        "pde": _pde,
+        "chain": _chain,
+        "sde": _sde,
+        "exact": _exact,
+    }
+    if name not in ways:
+        raise InputError(f"estimator: {name!r} is unknown{nearest(name, ways)}")
+    return ways[name](problem, options)
+
+
+def _pde(problem: Problem, options: Options) -> Reached:
+    found = pde_value(
+        problem,
+        cells=options.cells,
+        order=options.order,
+        backend=options.backend,
+        gradient=options.gradient,
+    )
+    half_width = found.resolved.half_width
+    box = abs(audit_domain(problem, half_width, seed=options.seed + 11).bias)
+    details = {"order": options.order, "cells": found.resolved.cells, "half_width": half_width}
+    bounds = {"mesh": found.resolved.mesh_error, "domain": box}
+    return Reached("pde", found.value, 0.0, bounds, found.seconds, details, found.gradient)
+
+
+def _chain(problem: Problem, options: Options) -> Reached:
+    for way in options.reduce:
+        if way not in REDUCTIONS:
+            raise InputError(f"reduce: {way!r} is unknown{nearest(way, REDUCTIONS)}")
+    paths, antithetic = options.paths, "antithetic" in options.reduce
+    control = None
+    if "control" in options.reduce:
+        dim = problem.network.dim
+        if dim not in _CONTROL_CELLS:
+            raise InputError(
+                f"reduce: the control variate solves the equation in 1, 2 or 3 dimensions, not {dim}"
+            )
+        # any u leaves the mean alone, so the mesh need not resolve it
+        equation = BackwardKolmogorov(
+            problem, cells=_CONTROL_CELLS[dim], order=options.order, backend=options.backend, limit=False
+        )
+        control = value_gradient(equation)
+    chain = Chain(problem, seed=options.seed, device=options.device, antithetic=antithetic, control=control)
+    found = chain.estimate(paths)
+    details: dict[str, Any] = {"paths": found.paths}
+    if options.reduce:
+        plain = _plain(problem, options)
+        details |= {
+            "reduction": list(options.reduce),
+            "gain": found.gain(plain),
+            "variance_ratio": (plain.standard_error**2 * plain.paths)
+            / (found.standard_error**2 * found.paths)
+            if found.standard_error > 0
+            else None,
+        }
+    gradient = None
+    if options.gradient:
+        count = max(paths // 4, 64 * len(problem.data))
+        sampled = Chain(problem, seed=options.seed + 1, antithetic=antithetic).gradient(count)
+        gradient = {**sampled.value, **{f"{k}_se": e for k, e in sampled.standard_error.items()}}
+    return Reached("chain", found.value, found.standard_error, {}, found.seconds, details, gradient)
+
+
+def _plain(problem: Problem, options: Options) -> Estimate:
+    """A smaller plain sample, to tell what a reduction gains a second."""
+    paths = max(options.paths // 4, 4 * len(problem.data))
+    return Chain(problem, seed=options.seed + 5, device=options.device).estimate(paths)
+
+
+def _sde(problem: Problem, options: Options) -> Reached:
+    from kolmo.sde import SDE
+
+    if options.gradient:
+        raise InputError("gradient: the sde estimator has none; ask for pde, chain or exact")
+    found = SDE(problem, order=options.order, seed=options.seed, device=options.device).estimate(
+        options.sde_paths
+    )
+    details = {
+        "order": options.order,
+        "paths": found.paths,
+        "method": found.method,
+        "noise_type": found.noise_type,
+        "steps": found.steps,
+    }
+    return Reached(
+        "sde", found.value, found.standard_error, {"time": found.time_error}, found.seconds, details
+    )
+
+
+def _exact(problem: Problem, options: Options) -> Reached:
+    found = resolve_exact(problem, cells=options.exact_cells, rule=options.rule)
+    half_width = found.recursion.spline.half_width
+    box = abs(audit_domain(problem, half_width, options.seed + 11, projected_step).bias)
+    bounds = {"interpolation": found.grid_error, "domain": box}
+    for source, size in (("quadrature", found.quadrature_error), ("rule", found.rule_error)):
+        if size:
+            bounds[source] = size
+    details = {"cells": found.cells, "half_width": half_width, "outcomes": found.outcomes}
+    if options.rule != "outcomes":
+        details["rule"] = options.rule
+    gradient = found.gradient() if options.gradient else None
+    return Reached("exact", found.value, 0.0, bounds, found.seconds, details, gradient)
+
+
+def relative_gradient(found: Reached, reference: Reached) -> tuple[float, float, float]:
+    """Relative difference of two gradients, its sampling error (2 standard errors), and their cosine."""
+    if found.gradient is None or reference.gradient is None:
+        raise InputError("gradient: one of the estimates has none")
+    names = [name for name in found.gradient if not name.endswith("_se")]
+
+    def vector(gradient: dict[str, torch.Tensor], suffix: str = "") -> np.ndarray:
+        return np.concatenate(
+            [
+                gradient[n + suffix].detach().numpy().ravel()
+                for n in names
+                if not suffix or n + suffix in gradient
+            ]
+            or [np.zeros(1)]
+        )
+
+    left, right = vector(found.gradient), vector(reference.gradient)
+    noise = np.hypot(
+        np.linalg.norm(vector(found.gradient, "_se")), np.linalg.norm(vector(reference.gradient, "_se"))
+    )
+    size = float(np.linalg.norm(right)) or 1.0
+    cosine = float(left @ right) / (float(np.linalg.norm(left) * np.linalg.norm(right)) or 1.0)
+    return float(np.linalg.norm(left - right)) / size, 2 * float(noise) / size, cosine

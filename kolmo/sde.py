@@ -1,0 +1,316 @@
+r"""Monte Carlo of the modified equation dX = b dt + a^{1/2} dW (MATHEMATICS section 2) by torchsde.
+
+Weights are constant within a layer, so every layer is one call of `torchsde.sdeint`. Its time is counted
+in steps of the finest path, tau = h / (steps of a layer): with s = t / tau the equation is
+
+    dX = tau b ds + sqrt(tau) a^{1/2} dW,
+
+and all times are whole numbers, so that no rounding adds a step. Paths of several step sizes are driven by
+one Brownian path: their difference is the time error, with hardly any sampling noise. Euler and Milstein
+are extrapolated to step zero. Source: Talay, Tubaro, Stochastic Analysis and Applications 8 (1990).
+
+Standard errors are stratified over the data points, as the chain's are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kolmo.chain import Chain, Estimate, _copies
+from kolmo.errors import InputError
+from kolmo.modified import drift, modified_equation
+from kolmo.network import AutomaticJet, Jet
+from kolmo.noise.structure import Structure
+from kolmo.problem import Problem
+from kolmo.stream import Stream, mix
+from kolmo.text import nearest
+
+if TYPE_CHECKING:
+    from kolmo.brownian import LayerPath
+
+#: paths simulated at once where memory allows more: a block of features stays in cache
+BLOCK = 4096
+#: what keeps these streams apart from the chain's under the same seed
+_PURPOSE = 0x5DE
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One of torchsde's methods for Ito equations, and how its paths make a value.
+
+    noise_types: that it is valid for. levels: steps of each coupled path, relative to the coarsest.
+    value, error: J and its estimated time error as combinations of the paths' losses.
+    """
+
+    noise_types: tuple[str, ...]
+    levels: tuple[int, ...]
+    value: tuple[float, ...]
+    error: tuple[float, ...]
+
+
+# Weak errors of Euler and Milstein expand in powers of the step: three paths remove the first two, and
+# what the third one changes is the estimate. With two paths, |J_2 - J_1| does not bound the error of
+# 2 J_2 - J_1 where h |grad f| is about 1 (measured: 0.4 of it), and overrates it tenfold elsewhere.
+_ROMBERG = ((1, 2, 4), (1 / 3, -2.0, 8 / 3), (1 / 3, -1.0, 2 / 3))
+SCHEMES = {
+    "euler": Scheme(("additive", "diagonal", "general", "scalar"), *_ROMBERG),
+    "milstein": Scheme(("additive", "diagonal", "scalar"), *_ROMBERG),
+    "srk": Scheme(("additive", "diagonal", "scalar"), (1, 2), (0.0, 1.0), (-1.0, 1.0)),
+}
+
+
+@dataclass(frozen=True)
+class SdeEstimate(Estimate):
+    """A sampled J of the modified equation.
+
+    standard_error: of the sampling. time_error: |bias| by steps in time, estimated. method, noise_type:
+    torchsde's names. steps: in a layer, of the coarsest path.
+    """
+
+    time_error: float
+    method: str
+    noise_type: str
+    steps: int
+
+
+class SDE:
+    """Paths of a problem's modified equation of an order, on a torch device ('cpu' or 'cuda'), float64.
+
+    method: torchsde's 'euler', 'milstein' or 'srk', or 'auto'. steps: in a layer, of the coarsest of the
+    coupled paths. seed: of the Brownian paths. antithetic: paths in pairs W, -W, for losses close to
+    linear. memory: bytes for the paths simulated at once, about; results do not depend on it.
+
+    noise_type, one of torchsde's, follows from the noise: 'diagonal' where a = h C is diagonal, 'scalar'
+    where a has a root of one column, 'additive' where a does not depend on x (no noise at all included),
+    else 'general'. Raises InputError where the order does not exist, on an option out of range, and where
+    torchsde's method is not valid for the noise type.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        order: int = 2,
+        method: str = "auto",
+        steps: int = 1,
+        seed: int = 0,
+        device: str = "cpu",
+        antithetic: bool = False,
+        memory: int = 256 * 2**20,
+    ) -> None:
+        for name, number in (("steps", steps), ("memory", memory)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise InputError(f"{name}: {number!r} is not a positive integer")
+        if method != "auto" and method not in SCHEMES:
+            raise InputError(f"method: {method!r} is unknown{nearest(str(method), ['auto', *SCHEMES])}")
+        self.problem, self.order, self.steps, self.memory = problem, order, steps, memory
+        self.seed, self.antithetic = int(seed), antithetic
+        # the chain lends its data on the device, its threads and its check of the number of paths
+        self._chain = Chain(problem, device=device)
+        with torch.no_grad(), self._chain._network_here():
+            x = self._chain._points[:1]
+            modified_equation(problem.network, problem.noise, x, order, slice(1))  # refuses a wrong order
+            layer = LayerSDE(problem, 0, order, 1.0, x)
+            self.noise_type, self._channels = layer.noise_type, layer.channels
+            self._automatic = isinstance(problem.network.jet(x, slice(1)), AutomaticJet)
+        # srk at one step a layer had time errors 3 to 30 times below Euler's, extrapolated from 1, 2 and 4
+        # steps, at twice its cost (seven trained networks): the drift's error dominates as a = h C is
+        # small, and srk is of order 3 in the drift. Milstein is no better than Euler, its gain is in paths.
+        best = "srk" if self.noise_type in SCHEMES["srk"].noise_types else "euler"
+        self.method = best if method == "auto" else method
+        self.scheme = SCHEMES[self.method]
+        if self.noise_type not in self.scheme.noise_types:
+            valid = [name for name, scheme in SCHEMES.items() if self.noise_type in scheme.noise_types]
+            raise InputError(
+                f"method: {method!r} is not valid for the noise type {self.noise_type!r} of noise "
+                f"{problem.noise.kind!r} at order {order}; valid: {', '.join(valid)}"
+            )
+
+    def estimate(self, paths: int = 200_000) -> SdeEstimate:
+        """J from about `paths` paths, the same number from every point, by streaming moments.
+
+        Without noise one path from each point says all, with standard error 0. Raises InputError where
+        there are fewer than 2 paths (or pairs) per data point.
+        """
+        start = time.perf_counter()
+        count, group = len(self.problem.data), 2 if self.antithetic else 1
+        copies = _copies(paths, count * group)
+        if not self._channels:
+            copies = group = 1
+        weights = torch.tensor([self.scheme.value, self.scheme.error], dtype=torch.float64)
+        blocks = self._blocks(copies, count)
+
+        def moments(block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+            """Means and summed squares of value and error over the copies in a block, (2, points) each."""
+            table = weights @ self.losses(*block).mean(dim=-1).to("cpu")
+            table = table.reshape(2, -1, min(block[1], count))
+            return table.mean(dim=1), table.var(dim=1, correction=0) * table.shape[1]
+
+        mean, square = torch.zeros(2, 2, count, dtype=torch.float64)
+        with self._chain._network_here():
+            # torch's forward-mode differentiation has one global level: threads would close each other's
+            found = map(moments, blocks) if self._automatic else self._chain._in_threads(moments, blocks)
+            for (first, rows), (average, spread) in zip(blocks, found, strict=True):
+                part = slice(first % count, first % count + rows) if rows < count else slice(None)
+                done, number = first // count, max(1, rows // count)
+                shift = average - mean[:, part]
+                square[:, part] += spread + shift**2 * (done * number / (done + number))
+                mean[:, part] += shift * (number / (done + number))
+        variance = square[0] / copies / max(1, copies - 1)
+        return SdeEstimate(
+            value=float(mean[0].mean()),
+            standard_error=math.sqrt(float(variance.sum())) / count,
+            paths=copies * group * count,
+            seconds=time.perf_counter() - start,
+            time_error=abs(float(mean[1].mean())),
+            method=self.method,
+            noise_type=self.noise_type,
+            steps=self.steps,
+        )
+
+    def losses(self, first: int, rows: int, levels: tuple[int, ...] | None = None) -> Tensor:
+        """Losses of coupled paths with steps * levels[i] steps a layer; each level divides the last.
+
+        Rows first, ..., first + rows - 1 of the endless table copies x points. Shape (levels, rows, group):
+        the paths of a group (a pair W, -W where antithetic) belong together. levels: by default the
+        scheme's.
+        """
+        from kolmo.brownian import LayerPath
+
+        problem, chain = self.problem, self._chain
+        levels = self.scheme.levels if levels is None else levels
+        group, finest = 2 if self.antithetic else 1, self.steps * levels[-1]
+        index = torch.arange(first, first + rows, device=chain.device) % len(chain._points)
+        index = index.repeat_interleave(group)
+        stream = Stream(
+            mix(self.seed, _PURPOSE), first * group, rows * group, 1, self.antithetic, chain.device
+        )
+        states = [chain._points[index]] * len(levels)
+        with torch.no_grad():
+            for k in range(problem.network.depth):
+                path = LayerPath(stream.layer(k), finest, self._channels, integrals=self.method == "srk")
+                layer = LayerSDE(problem, k, self.order, problem.network.step / finest, states[0][:1])
+                states = [
+                    layer.solve(x, path, self.method, finest, levels[-1] // level)
+                    for x, level in zip(states, levels, strict=True)
+                ]
+            losses = [problem.loss(x, chain._labels[index]) for x in states]
+        return torch.stack(losses).reshape(len(levels), rows, group)
+
+    def _blocks(self, copies: int, count: int) -> list[tuple[int, int]]:
+        """Rows of the table simulated at once, (first, rows): whole copies of the points, or parts of one."""
+        network, normals = self.problem.network, self.steps * self.scheme.levels[-1] * self._channels
+        # held for each path: normal numbers and what they are made of, a jet, and values that stages share
+        floats = 6 * normals + 6 * getattr(network, "width", network.dim)
+        floats += 10 * network.dim * (1 + self._channels)
+        at_once = self.memory // (8 * floats * (os.cpu_count() or 1)) // (2 if self.antithetic else 1)
+        size = max(1, min(BLOCK, at_once))
+        if size >= count:
+            size -= size % count
+            return [(i, min(size, copies * count - i)) for i in range(0, copies * count, size)]
+        parts = [(i, min(size, count - i)) for i in range(0, count, size)]
+        return [(copy * count + i, rows) for copy in range(copies) for i, rows in parts]
+
+
+class LayerSDE:
+    """One layer's equation as torchsde wants it: drift f = tau b, diffusion g = sqrt(tau) a^{1/2}.
+
+    tau: the unit of time. point: any point (1, d). channels: r, the Brownian motions; 0 without noise.
+    noise_type: see SDE.
+    """
+
+    sde_type = "ito"
+
+    def __init__(self, problem: Problem, layer: int, order: int, tau: float, point: Tensor) -> None:
+        self._network, self._noise, self._order, self._tau = problem.network, problem.noise, order, tau
+        self._layer = slice(layer, layer + 1)
+        self._values: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._last: tuple[Tensor, Jet] | None = None
+        D = self._noise.diffusion(self._jet(point))
+        self._D = D if D is not None and D.ndim == 3 else None  # constant in x
+        self._injected = None if self._D is None else symmetric_root(self._D)[:, None]
+        root = self._root(point)
+        self.channels = root.shape[-1]
+        constant = D is None or (D.ndim == 3 and order == 1)
+        if constant and self._noise.covariance(self._jet(point)) is None:
+            self.noise_type = "additive"
+        elif root.ndim == 2:
+            self.noise_type = "diagonal"
+        else:
+            self.noise_type = "scalar" if self.channels == 1 else "general"
+
+    def f(self, t: Tensor, x: Tensor) -> Tensor:
+        """tau b at x (N, d): shape (N, d)."""
+        return self._once("f", x, self._drift)
+
+    def g(self, t: Tensor, x: Tensor) -> Tensor:
+        """sqrt(tau) a^{1/2} at x (N, d): its diagonal (N, d), or columns (N, d, r)."""
+        return self._once("g", x, self._root)
+
+    def solve(self, x: Tensor, path: LayerPath, method: str, steps: int, dt: int) -> Tensor:
+        """The state after all `steps` unit steps of the path, taken dt at a time: shape (N, d)."""
+        import torchsde
+
+        # the derivative-free Milstein: torchsde's other one has the Jacobian of g transposed, which is
+        # another matrix wherever g_i depends on more than x_i
+        options = {"grad_free": True} if method == "milstein" else {}
+        ts = torch.tensor([0.0, steps], dtype=x.dtype, device=x.device)
+        return torchsde.sdeint(self, x, ts, bm=path, method=method, dt=float(dt), options=options)[-1]
+
+    def _once(self, name: str, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """of(x), remembered: torchsde asks for the same stages again and again (srk: 10 times for 4)."""
+        known = self._values.get((name, id(x)))
+        if known is None:
+            if len(self._values) == 8:  # the stages of one step of srk
+                del self._values[next(iter(self._values))]
+            known = self._values[name, id(x)] = (x, of(x))  # x is kept, or its id would be given away
+        return known[1]
+
+    def _jet(self, x: Tensor) -> Jet:
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, self._network.jet(x, self._layer))
+        return self._last[1]
+
+    def _drift(self, x: Tensor) -> Tensor:
+        return self._tau * drift(self._noise.mean(self._jet(x)), self._D, self._network.step, self._order)[0]
+
+    def _root(self, x: Tensor) -> Tensor:
+        jet, h, columns = self._jet(x), self._network.step, []
+        C = self._noise.covariance(jet)
+        if C is not None:
+            full = isinstance(C, Tensor) and C.ndim == 4
+            root = C.root() if isinstance(C, Structure) else symmetric_root(C) if full else C.sqrt()
+            columns.append(math.sqrt(h * self._tau) * root)
+        D = self._noise.diffusion(jet) if self._injected is None else self._D
+        if D is not None:
+            root = symmetric_root(D) if self._injected is None else self._injected
+            if self._order == 2:
+                root = root - 0.5 * h * self._noise.mean(jet).jacobian() @ root
+            columns.append(math.sqrt(self._tau) * root.expand(1, *x.shape, -1))
+        if len(columns) == 1 and columns[0].ndim == 3:
+            return columns[0][0]
+        columns = [torch.diag_embed(c) if c.ndim == 3 else c for c in columns]
+        S = torch.cat([x.new_zeros(1, *x.shape, 0), *columns], dim=-1)[0]
+        # of the law only S S^T matters: a square root needs fewer random numbers, where it is cheap
+        return symmetric_root(S @ S.mT) if S.shape[-1] > S.shape[-2] and S.shape[-2] <= 2 else S
+
+
+def symmetric_root(a: Tensor) -> Tensor:
+    """The symmetric positive semidefinite root of symmetric positive semidefinite a (..., d, d)."""
+    if a.shape[-1] == 1:
+        return a.sqrt()
+    if a.shape[-1] == 2:  # Cayley and Hamilton: (a + sqrt(det) I) / sqrt(trace + 2 sqrt(det))
+        det = (a[..., 0, 0] * a[..., 1, 1] - a[..., 0, 1] * a[..., 1, 0]).clamp(min=0).sqrt()[..., None, None]
+        trace = (a[..., 0, 0] + a[..., 1, 1])[..., None, None] + 2 * det
+        root = a + det * torch.eye(2, dtype=a.dtype, device=a.device)
+        return torch.where(trace > 0, root / trace.sqrt().clamp(min=1e-150), 0.0)
+    values, vectors = torch.linalg.eigh(a)
+    return (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
