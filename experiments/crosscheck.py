@@ -95,7 +95,12 @@ def compare_values(pde: PdeValue, chain: Estimate) -> Verdict:
 def require_model(problem: Problem, pde: PdeValue, chain: Estimate) -> None:
     """Raise ModelError where J_pde is further from the chain than a valid modified equation."""
     allowed = 3 * chain.standard_error + REFUSAL[0] + REFUSAL[1] * abs(chain.value)
-    difference = abs(pde.value - chain.value)
+    refuse_model(problem, pde.value, chain.value, allowed)
+
+
+def refuse_model(problem: Problem, value: float, chain: float, allowed: float) -> None:
+    """Raise ModelError where J by the modified equation and J of the chain differ by more than allowed."""
+    difference = abs(value - chain)
     if difference <= allowed:
         return
     with torch.no_grad():
@@ -103,9 +108,9 @@ def require_model(problem: Problem, pde: PdeValue, chain: Estimate) -> None:
     layer = int(sizes.argmax())
     raise ModelError(
         f"layer {layer}: h |V W| = {float(sizes[layer]):.2f}; the modified equation is off by "
-        f"{difference:.2g} in J ({pde.value:.4g} against {chain.value:.4g} by the chain), more than the "
+        f"{difference:.2g} in J ({value:.4g} against {chain:.4g} by the chain), more than the "
         f"{allowed:.2g} that a valid one may be; take more layers or smaller weights "
-        "(h |V W| <= 0.25), or the chain estimator",
+        "(h |V W| <= 0.25), or the exact or chain estimator",
         layer,
     )
 

@@ -133,15 +133,8 @@ def _chain(problem: Problem, options: Options) -> Reached:
     found = chain.estimate(paths)
     details: dict[str, Any] = {"paths": found.paths}
     if options.reduce:
-        plain = _plain(problem, options)
-        details |= {
-            "reduction": list(options.reduce),
-            "gain": found.gain(plain),
-            "variance_ratio": (plain.standard_error**2 * plain.paths)
-            / (found.standard_error**2 * found.paths)
-            if found.standard_error > 0
-            else None,
-        }
+        gain = found.gain(_plain(problem, options))
+        details |= {"reduction": list(options.reduce), "gain": gain if np.isfinite(gain) else None}
     gradient = None
     if options.gradient:
         count = max(paths // 4, 64 * len(problem.data))

@@ -1,7 +1,12 @@
-r"""Brownian paths for torchsde whose numbers are addressed by (seed, sample, layer, unit).
+r"""What torchsde is given for one layer: its equation, and a Brownian path addressed by sample.
 
-A path covers one layer of the network in unit steps (time is counted in steps, so that it is exact in
-floating point). On step k, with independent normal numbers xi and zeta,
+Weights are constant within a layer. Its time is counted in steps of the finest path, tau = h / steps: with
+s = t / tau the modified equation dX = b dt + a^{1/2} dW is
+
+    dX = tau b ds + sqrt(tau) a^{1/2} dW,
+
+and all times are whole numbers, so that no rounding adds a step. On unit step k, with independent normal
+numbers xi and zeta of `stream`, addressed by (seed, sample, layer, unit),
 
     W_k = xi_k,     U_k = int (W_s - W_k) ds = xi_k / 2 + zeta_k / sqrt(12),
 
@@ -16,12 +21,17 @@ of stochastic differential equations, 1992, section 10.4.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchsde import BaseBrownian
+from torchsde import BaseBrownian, sdeint
 
 from kolmo.errors import InputError
+from kolmo.modified import drift
+from kolmo.network import Jet
+from kolmo.noise.structure import Structure
+from kolmo.problem import Problem
 from kolmo.stream import Draws
 
 
@@ -82,3 +92,97 @@ class LayerPath(BaseBrownian):
     @property
     def levy_area_approximation(self) -> str:
         return "none" if self._integrals is None else "space-time"
+
+
+class LayerSDE:
+    """One layer's equation as torchsde wants it: drift f = tau b, diffusion g = sqrt(tau) a^{1/2}.
+
+    tau: the unit of time. point: any point (1, d). channels: r, the Brownian motions; 0 without noise.
+    noise_type: see SDE.
+    """
+
+    sde_type = "ito"
+
+    def __init__(self, problem: Problem, layer: int, order: int, tau: float, point: Tensor) -> None:
+        self._network, self._noise, self._order, self._tau = problem.network, problem.noise, order, tau
+        self._layer = slice(layer, layer + 1)
+        self._values: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._last: tuple[Tensor, Jet] | None = None
+        D = self._noise.diffusion(self._jet(point))
+        self._D = D if D is not None and D.ndim == 3 else None  # constant in x
+        self._injected = None if self._D is None else symmetric_root(self._D)[:, None]
+        root = self._root(point)
+        self.channels = root.shape[-1]
+        constant = D is None or (D.ndim == 3 and order == 1)
+        if constant and self._noise.covariance(self._jet(point)) is None:
+            self.noise_type = "additive"
+        elif root.ndim == 2:
+            self.noise_type = "diagonal"
+        else:
+            self.noise_type = "scalar" if self.channels == 1 else "general"
+
+    def f(self, t: Tensor, x: Tensor) -> Tensor:
+        """tau b at x (N, d): shape (N, d)."""
+        return self._once("f", x, self._drift)
+
+    def g(self, t: Tensor, x: Tensor) -> Tensor:
+        """sqrt(tau) a^{1/2} at x (N, d): its diagonal (N, d), or columns (N, d, r)."""
+        return self._once("g", x, self._root)
+
+    def solve(self, x: Tensor, path: LayerPath, method: str, steps: int, dt: int) -> Tensor:
+        """The state after all `steps` unit steps of the path, taken dt at a time: shape (N, d)."""
+        # the derivative-free Milstein: torchsde's other one has the Jacobian of g transposed, which is
+        # another matrix wherever g_i depends on more than x_i
+        options = {"grad_free": True} if method == "milstein" else {}
+        ts = torch.tensor([0.0, steps], dtype=x.dtype, device=x.device)
+        return sdeint(self, x, ts, bm=path, method=method, dt=float(dt), options=options)[-1]
+
+    def _once(self, name: str, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """of(x), remembered: torchsde asks for the same stages again and again (srk: 10 times for 4)."""
+        known = self._values.get((name, id(x)))
+        if known is None:
+            if len(self._values) == 8:  # the stages of one step of srk
+                del self._values[next(iter(self._values))]
+            known = self._values[name, id(x)] = (x, of(x))  # x is kept, or its id would be given away
+        return known[1]
+
+    def _jet(self, x: Tensor) -> Jet:
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, self._network.jet(x, self._layer))
+        return self._last[1]
+
+    def _drift(self, x: Tensor) -> Tensor:
+        return self._tau * drift(self._noise.mean(self._jet(x)), self._D, self._network.step, self._order)[0]
+
+    def _root(self, x: Tensor) -> Tensor:
+        jet, h, columns = self._jet(x), self._network.step, []
+        C = self._noise.covariance(jet)
+        if C is not None:
+            full = isinstance(C, Tensor) and C.ndim == 4
+            root = C.root() if isinstance(C, Structure) else symmetric_root(C) if full else C.sqrt()
+            columns.append(math.sqrt(h * self._tau) * root)
+        D = self._noise.diffusion(jet) if self._injected is None else self._D
+        if D is not None:
+            root = symmetric_root(D) if self._injected is None else self._injected
+            if self._order == 2:
+                root = root - 0.5 * h * self._noise.mean(jet).jacobian() @ root
+            columns.append(math.sqrt(self._tau) * root.expand(1, *x.shape, -1))
+        if len(columns) == 1 and columns[0].ndim == 3:
+            return columns[0][0]
+        columns = [torch.diag_embed(c) if c.ndim == 3 else c for c in columns]
+        S = torch.cat([x.new_zeros(1, *x.shape, 0), *columns], dim=-1)[0]
+        # of the law only S S^T matters: a square root needs fewer random numbers, where it is cheap
+        return symmetric_root(S @ S.mT) if S.shape[-1] > S.shape[-2] and S.shape[-2] <= 2 else S
+
+
+def symmetric_root(a: Tensor) -> Tensor:
+    """The symmetric positive semidefinite root of symmetric positive semidefinite a (..., d, d)."""
+    if a.shape[-1] == 1:
+        return a.sqrt()
+    if a.shape[-1] == 2:  # Cayley and Hamilton: (a + sqrt(det) I) / sqrt(trace + 2 sqrt(det))
+        det = (a[..., 0, 0] * a[..., 1, 1] - a[..., 0, 1] * a[..., 1, 0]).clamp(min=0).sqrt()[..., None, None]
+        trace = (a[..., 0, 0] + a[..., 1, 1])[..., None, None] + 2 * det
+        root = a + det * torch.eye(2, dtype=a.dtype, device=a.device)
+        return torch.where(trace > 0, root / trace.sqrt().clamp(min=1e-150), 0.0)
+    values, vectors = torch.linalg.eigh(a)
+    return (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT

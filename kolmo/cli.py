@@ -1,6 +1,6 @@
-"""The command line: `kolmo reproduce | evaluate | experiment | doctor`.
+"""The command line: `kolmo reproduce | evaluate | compare | experiment | doctor`.
 
-Exit codes: 0 done (and every claim holds), 1 a claim does not hold,
+Exit codes: 0 done (and every claim holds), 1 a claim does not hold or estimators differ,
 2 bad input or a refusal (one line says which), 130 interrupted.
 """
 
@@ -51,13 +51,14 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1) if options.json else "\n".join(doctor.lines(report)))
         return 0
     # imported here: `kolmo --help` should not wait for torch
-    from kolmo import commands
+    from kolmo import commands, evaluation
 
     commands.quiet_libraries()
     commands.set_threads()
     handler = {
         "reproduce": commands.reproduce,
-        "evaluate": commands.evaluate,
+        "evaluate": evaluation.evaluate,
+        "compare": evaluation.compare,
         "experiment": commands.experiment,
     }[options.command]
     return handler(options)
@@ -90,19 +91,26 @@ def _build() -> _Parser:
         allow_abbrev=False,
     )
     evaluate.add_argument("case", metavar="CASE_DIR")
-    evaluate.add_argument(
-        "--estimator", default="pde,chain", help="comma-separated: pde, chain (default both)"
-    )
-    evaluate.add_argument("--paths", type=int, default=1_000_000, help="paths of the chain (default 1000000)")
-    evaluate.add_argument("--cells", type=int, help="cells a direction (default: refined until resolved)")
-    evaluate.add_argument("--order", type=int, default=2, help="order of the modified equation, 1 or 2")
-    evaluate.add_argument("--backend", default="auto", help="auto, dolfinx or skfem")
-    evaluate.add_argument("--device", default="auto", help="of the chain: auto, cpu or cuda")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the chain's noise")
+    _estimator_options(evaluate, "pde,chain")
     evaluate.add_argument("--gradient", action="store_true", help="write each estimate's gradient as npz")
     evaluate.add_argument("--out", help="folder for gradients (default: a fresh temporary one)")
     evaluate.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    compare = commands.add_parser(
+        "compare",
+        help="the four estimators of J side by side, with z-scores and a verdict",
+        description="Reach J four ways for each case; exit code 1 where they differ beyond their errors.",
+        epilog="example: kolmo compare runs/reproduce/control runs/reproduce/stochastic",
+        allow_abbrev=False,
+    )
+    compare.add_argument("cases", metavar="CASE_DIR", nargs="+")
+    _estimator_options(compare, "pde,sde,exact,chain")
+    compare.add_argument("--out", help="folder for comparison.json (default: none)")
+    compare.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
+    compare.add_argument("--quiet", action="store_true", help="no progress")
+    compare.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    compare.set_defaults(gradient=False)
 
     experiment = commands.add_parser(
         "experiment",
@@ -119,6 +127,30 @@ def _build() -> _Parser:
     doctor = commands.add_parser("doctor", help="what was found on this machine and what is missing")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _estimator_options(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--estimator", default=default, help=f"comma-separated: pde, chain, sde, exact (default {default})"
+    )
+    parser.add_argument("--paths", type=int, default=1_000_000, help="paths of the chain (default 1000000)")
+    parser.add_argument("--sde-paths", type=int, default=200_000, help="of the SDE (default 200000)")
+    parser.add_argument(
+        "--cells", type=int, help="of the mesh, a direction (default: refined until resolved)"
+    )
+    parser.add_argument("--exact-cells", type=int, help="of exact's grid (default: refined until good)")
+    parser.add_argument("--order", type=int, default=2, help="order of the modified equation, 1 or 2")
+    parser.add_argument(
+        "--rule",
+        default="outcomes",
+        help="of exact: outcomes, or gauss (Gaussian increments where outcomes are too many)",
+    )
+    parser.add_argument(
+        "--reduce", help="variance of the chain: antithetic, control or both, comma-separated"
+    )
+    parser.add_argument("--backend", default="auto", help="auto, dolfinx or skfem")
+    parser.add_argument("--device", default="auto", help="of the samples: auto, cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=2)
 def console(stderr: bool = False) -> Console:
     """Standard output, or standard error for progress."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+    tty = sys.stdout.isatty()
+    return Console(stderr=stderr, highlight=False, soft_wrap=not tty, width=None if tty else 100)
 
 
 class LiveProgress:
@@ -130,6 +131,41 @@ def print_lines(lines: Sequence[Line]) -> None:
     ]
     columns = ("network", "quantity", "pde", "chain", "differ by", "stated", "verdict")
     _table("cross-check (gradients: norms, and the relative difference)", columns, rows)
+
+
+def print_comparison(found: dict[str, dict[str, Any]], names: Sequence[str]) -> None:
+    """One row for each case: J by each estimator, the largest z-score, the verdict; then reasons."""
+    rows = []
+    for name, one in found.items():
+        scores = [math.inf if p["z"] is None else p["z"] for p in one.get("pairs", [])]
+        largest = f"{max(scores):.1f}" if scores else ""
+        rows.append([name, *(_estimate(one, estimator) for estimator in names), largest, one["verdict"]])
+    title = "J by each estimator (stated error in the last digit); z: what errors do not explain"
+    _table(title, ["case", *names, "z", "verdict"], rows)
+    for name, one in found.items():
+        if one["verdict"] != "agree":
+            console().print(f"{name}: {one['reason']}")
+        for estimator, reason in one.get("refused", {}).items():
+            console().print(f"{name}, {estimator} refused: {reason}")
+
+
+def _estimate(one: dict[str, Any], name: str) -> str:
+    if name in one.get("refused", {}):
+        return "refused"
+    if name not in one.get("estimates", {}):
+        return ""
+    found = one["estimates"][name]
+    return _with_error(
+        found["value"], found.get("standard_error", 0.0) + sum(found.get("error", {}).values())
+    )
+
+
+def _with_error(value: float, error: float) -> str:
+    """0.1239(2) for 0.12391 +- 0.0002: the error, rounded up, in units of the last digit shown."""
+    if not error > 0:
+        return f"{value:.6f}"
+    digits = max(0, min(9, -math.floor(math.log10(error))))
+    return f"{value:.{digits}f}({math.ceil(error * 10**digits - 1e-9)})"
 
 
 def print_claims(claims: Sequence[Claim]) -> None:

@@ -110,8 +110,8 @@ def resolve_exact(
         raise ResolutionError(
             f"the grid of the exact recursion does not resolve the network's features: on {n} cells a "
             f"direction J = {sequence[-1]:.3g} with an interpolation error of about {estimate:.1g}, more "
-            f"than {allowed:.1g}; take {'more cells' if cells is not None else 'smaller weights'}, or the chain "
-            "estimator"
+            f"than {allowed:.1g}; take {'more cells' if cells is not None else 'smaller weights'}, or the "
+            "chain estimator"
         )
     recursion = ExactRecursion(problem, cells=n, half_width=half_width, rule=rule, gauss=gauss)
     result = sequence[-1] if proxy == rule else value(n, rule)

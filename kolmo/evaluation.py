@@ -1,0 +1,220 @@
+"""`kolmo evaluate` and `kolmo compare`: J of networks on disk by up to four estimators."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kolmo import case
+from kolmo.chain import Chain
+from kolmo.commands import say_backend
+from kolmo.console import LiveProgress, print_comparison
+from kolmo.device import resolve as resolve_device
+from kolmo.errors import EXIT_CLAIM, EXIT_ERROR, AuditError, InputError, KolmoError
+from kolmo.experiments.comparison import Comparison, parse_estimators
+from kolmo.experiments.crosscheck import REFUSAL, refuse_model
+from kolmo.experiments.estimators import OF_EQUATION, REDUCTIONS, Options, Reached, reach, relative_gradient
+from kolmo.files import output_folder, write_atomically, write_json
+from kolmo.pde.backend import resolve as resolve_backend
+from kolmo.problem import Problem
+from kolmo.text import nearest
+
+#: paths of the chain that audit the other estimators where it is not asked for
+AUDIT_PATHS = 200_000
+#: what a gradient by the modified equation, and one by the exact recursion, may be off by, relative
+GRADIENT = {"pde": 0.25, "exact": 0.01}
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Evaluate a case directory; a refusal is one JSON object with `error` under --json."""
+    name = Path(options.case).resolve().name
+    try:
+        result = _evaluate(options, name)
+    except KolmoError as error:
+        if not options.json:
+            raise
+        print(json.dumps({"case": name, "error": _line(error)}))
+        return EXIT_ERROR
+    if options.json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        _print_evaluation(result)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """The estimators of each case side by side; 1 where a case's differ, 2 where one has no verdict."""
+    wanted = parse_estimators(options.estimator)
+    if len(wanted) < 2:
+        raise InputError(f"--estimator: {options.estimator!r} is one, nothing to compare it with")
+    settings = _settings(options, wanted)
+    problems = {}
+    for folder in options.cases:
+        name = Path(folder).resolve().name
+        if name in problems:
+            raise InputError(f"{folder}: a case named {name!r} was given before")
+        problems[name] = case.load(folder)
+    if options.out is not None:
+        output_folder(options.out, options.overwrite)
+    if "pde" in wanted and not options.json:
+        say_backend(options.backend)
+    found: dict[str, dict[str, Any]] = {}
+    with LiveProgress(options.quiet or options.json) as progress:
+        for name, problem in problems.items():
+            progress.start(name, len(wanted))
+            try:
+                found[name] = Comparison(problem, settings).run(wanted, progress).as_dict()
+            except KolmoError as error:
+                found[name] = {"verdict": "refused", "reason": _line(error)}
+    words = [comparison["verdict"] for comparison in found.values()]
+    if options.out is not None:
+        write_json(Path(options.out) / "comparison.json", found)
+    if options.json:
+        print(json.dumps({"cases": found}, allow_nan=False))
+    else:
+        print_comparison(found, wanted)
+    return EXIT_CLAIM if "differ" in words else EXIT_ERROR if "refused" in words else 0
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _settings(options: argparse.Namespace, wanted: tuple[str, ...]) -> Options:
+    """Checked options; raises InputError that names the flag."""
+    for flag, value in (("--paths", options.paths), ("--sde-paths", options.sde_paths)):
+        if not 1 <= value <= 10**12:
+            raise InputError(f"{flag}: {value} is not between 1 and 10^12")
+    if not 0 <= options.seed < 2**31:
+        raise InputError(f"--seed: {options.seed} is not between 0 and 2^31 - 1")
+    if options.cells is not None and not 3 <= options.cells <= 4096:
+        raise InputError(f"--cells: {options.cells} is not between 3 and 4096")
+    reduce = tuple(dict.fromkeys(r.strip() for r in (options.reduce or "").split(",") if r.strip()))
+    for way in reduce:
+        if way not in REDUCTIONS:
+            raise InputError(f"--reduce: {way!r} is unknown{nearest(way, REDUCTIONS)}")
+    if "pde" in wanted or "control" in reduce:
+        resolve_backend(options.backend)  # an absent one is refused before anything is computed
+    if options.gradient and "sde" in wanted:
+        raise InputError("--gradient: the sde estimator has none; leave sde out of --estimator")
+    return Options(
+        paths=options.paths,
+        sde_paths=options.sde_paths,
+        cells=options.cells,
+        exact_cells=options.exact_cells,
+        order=options.order,
+        rule=options.rule,
+        reduce=reduce,
+        backend=options.backend,
+        device=resolve_device(options.device),
+        seed=options.seed,
+        gradient=options.gradient,
+    )
+
+
+def _evaluate(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    wanted = parse_estimators(options.estimator)
+    settings = _settings(options, wanted)
+    problem = case.load(options.case)
+    folder = None
+    if options.gradient:
+        folder = Path(tempfile.mkdtemp(prefix=f"kolmo-{name}-")) if options.out is None else None
+        folder = folder or output_folder(options.out, options.overwrite)
+    if "pde" in wanted and not options.json:
+        say_backend(options.backend)
+    comparison = Comparison(problem, settings)
+    for estimator in wanted:
+        comparison.reached[estimator] = reach(estimator, problem, settings)
+    _audit(problem, comparison.reached, settings)
+    word, reason = comparison.verdict
+    result: dict[str, Any] = {
+        "case": name,
+        "dim": problem.network.dim,
+        "backend": resolve_backend(options.backend) if "pde" in wanted else None,
+        "estimates": {estimator: found.as_dict() for estimator, found in comparison.reached.items()},
+    }
+    if folder is not None:
+        for estimator, found in comparison.reached.items():
+            assert found.gradient is not None  # sde, which has none, was refused
+            path = _write_gradient(folder / f"{estimator}.npz", found.gradient)
+            result["estimates"][estimator]["gradient"] = path
+        differing, words = _gradients(comparison.reached)
+        reason = "; ".join([reason, *words])
+        word = "differ" if differing else word
+    result["verdict"], result["reason"] = word, reason
+    return result
+
+
+def _audit(problem: Problem, reached: dict[str, Reached], settings: Options) -> None:
+    """Every estimate against the chain, which is sampled for it where it was not asked for.
+
+    Raises ModelError where the modified equation does not describe the chain, AuditError where the
+    exact recursion is off by more than its own errors explain.
+    """
+    if not set(reached) - {"chain"}:
+        return
+    if "chain" in reached:
+        value, error = reached["chain"].value, reached["chain"].standard_error
+    else:
+        paths = max(min(settings.paths, AUDIT_PATHS), 2 * len(problem.data))
+        sampled = Chain(problem, seed=settings.seed, device=settings.device).estimate(paths)
+        value, error = sampled.value, sampled.standard_error
+    for name in OF_EQUATION:
+        if name in reached:
+            allowed = 3 * error + reached[name].standard_error * 3 + REFUSAL[0] + REFUSAL[1] * abs(value)
+            refuse_model(problem, reached[name].value, value, allowed)
+    if "exact" in reached:
+        found = reached["exact"]
+        allowed = 5 * error + found.bound + 5e-3 * abs(value) + 1e-4
+        if abs(found.value - value) > allowed:
+            raise AuditError(
+                f"the exact recursion gives J = {found.value:.4g} and the chain {value:.4g} +- {error:.1g}: "
+                f"they differ by more than {allowed:.1g}; take more cells (--exact-cells), or the chain "
+                "estimator"
+            )
+
+
+def _gradients(reached: dict[str, Reached]) -> tuple[bool, list[str]]:
+    """Whether a gradient differs from the chain's own (exact before chain), and the comparisons in words."""
+    reference = next((reached[n] for n in ("exact", "chain") if n in reached), None)
+    differing, words = False, []
+    for name, found in reached.items():
+        against = reached.get("chain") if name == "exact" else reference
+        if name not in GRADIENT or against is None:
+            continue
+        relative, sampling, cosine = relative_gradient(found, against)
+        agree = relative <= sampling + GRADIENT[name]
+        differing = differing or not agree
+        words.append(
+            f"gradients of {name} and {against.name}: relative difference {relative:.2g} "
+            f"{'<=' if agree else '>'} {sampling:.1g} (sampling) + {GRADIENT[name]:g}, cosine {cosine:.4f}"
+        )
+    return differing, words
+
+
+def _write_gradient(path: Path, arrays: dict[str, torch.Tensor]) -> str:
+    plain = {name: array.detach().numpy() for name, array in arrays.items()}
+    write_atomically(path, lambda file: np.savez(file, **plain))
+    return str(path)
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    for name, estimate in result["estimates"].items():
+        if "standard_error" in estimate:
+            what, error = "standard error", estimate["standard_error"]
+            size = f"{estimate['paths']} paths"
+        else:
+            what, error = "stated error", sum(estimate["error"].values())
+            size = f"{estimate['cells']} cells a direction"
+        value, seconds = estimate["value"], estimate["seconds"]
+        line = f"{name:6s} J = {value:.6f}   {what} {error:.1e}   {size}   {seconds:.1f} s"
+        if estimate.get("gain") is not None:
+            line += f"   {estimate['gain']:.3g} times the plain chain's accuracy a second"
+        print(line + (f"   gradient in {estimate['gradient']}" if "gradient" in estimate else ""))
+    print(f"{result['verdict']}: {result['reason']}")
