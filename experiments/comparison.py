@@ -6,7 +6,8 @@ d, the stated bounds of both added up and their sampling errors e1, e2,
 
     z = max(0, |d| - bounds) / sqrt(e1^2 + e2^2),       differ where z > 4.
 
-A pair without sampling differs where |d| exceeds the bounds. What noise hardly moves J cannot tell a
+Bounds are twice the estimated errors of mesh, grid, time and box: an estimate is not a bound, good ones are
+within a factor of two. A pair without sampling differs where |d| exceeds them. What noise hardly moves J cannot tell a
 wrong modified equation from a right one: `kolmo.consistency` looks at its single steps besides.
 """
 
@@ -25,6 +26,8 @@ from kolmo.problem import Problem
 
 #: two-sided tail 6e-5: with three pairs a run, a false alarm in five thousand
 Z_LIMIT = 4.0
+#: what estimated errors are multiplied by to bound the error
+SAFETY = 2.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Comparison:
     def _pair(self, first: str, second: str, model: float) -> Pair:
         a, b = self.reached[first], self.reached[second]
         sampling = math.hypot(a.standard_error, b.standard_error)
-        return Pair(first, second, a.value - b.value, a.bound + b.bound + model, sampling)
+        return Pair(first, second, a.value - b.value, SAFETY * (a.bound + b.bound) + model, sampling)
 
     @property
     def faults(self) -> list[str]:

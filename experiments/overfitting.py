@@ -9,7 +9,6 @@ networks trained with dropout are used.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,16 +25,17 @@ from kolmo.penalty import StepPenalty, WeightDecay
 METHODS = ("noiseless", "stochastic", "control")
 
 
-@dataclass
 class Overfitting:
     """Test losses of each method over seeds: rows[seed][method] = (train, test) loss without noise."""
 
-    config: Config
-    seeds: int = 5
-    rows: list[dict[str, tuple[float, float]]] = field(default_factory=list)
-
     name = "overfitting"
     summary = "test loss of noisy and noiseless training on few points, five seeds"
+    shipped = "overfitting"
+
+    def __init__(self, config: Config, quick: bool = False) -> None:
+        self.config, self.seeds = config, 3 if quick else 5
+        self.confidence = 0.8 if quick else 0.95
+        self.rows: list[dict[str, tuple[float, float]]] = []
 
     def run(self, progress: Progress | None = None) -> None:
         """Train all methods for every seed. Raises KolmoError where one cannot be answered for."""
@@ -87,7 +87,12 @@ class Overfitting:
         """Test loss of the noiseless network minus the method's, one per seed."""
         return np.array([row["noiseless"][1] - row[method][1] for row in self.rows])
 
-    def claims(self, confidence: float = 0.95) -> list[Claim]:
+    @property
+    def finished(self) -> bool:
+        """Whether every seed has been trained."""
+        return len(self.rows) == self.seeds
+
+    def claims(self) -> list[Claim]:
         """Lower test loss in every seed, and in the mean beyond a one-sided t interval."""
         from scipy.stats import t
 
@@ -98,11 +103,19 @@ class Overfitting:
             lower = int((gain > 0).sum())
             claims.append(Claim(text, lower, f"{len(gain)} of {len(gain)}", lower == len(gain)))
             spread = float(gain.std(ddof=1) / np.sqrt(len(gain)))
-            margin = float(t.ppf(confidence, len(gain) - 1)) * spread
+            margin = float(t.ppf(self.confidence, len(gain) - 1)) * spread
             text = f"{method}: mean gain in test loss over {len(gain)} seeds"
-            expected = f"> {margin:.3g} (one-sided {confidence:.0%} t interval)"
+            expected = f"> {margin:.3g} (one-sided {self.confidence:.0%} t interval)"
             claims.append(Claim(text, float(gain.mean()), expected, bool(gain.mean() > margin)))
         return claims
+
+    def tables(self) -> list[tuple[str, list[str], list[list[object]]]]:
+        """Test losses of every seed."""
+        first = self.config.run.seed
+        rows: list[list[object]] = [
+            [first + k, *(row[method][1] for method in METHODS)] for k, row in enumerate(self.rows)
+        ]
+        return [("test loss without noise", ["seed", *METHODS], rows)]
 
     def results(self) -> dict[str, Any]:
         """Losses of every seed for results.json."""

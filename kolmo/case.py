@@ -95,6 +95,8 @@ def save(problem: Problem, directory: str | Path) -> None:
     network = problem.network
     if not isinstance(network, ResidualNetwork):
         raise InputError("case: only the built-in residual block can be written as a case")
+    if noise.KINDS.get(problem.noise.kind) is not type(problem.noise):
+        raise InputError(f"case: noise {problem.noise.kind!r} is not one that problem.toml can name")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {name: getattr(network, name).detach().numpy() for name in ("W", "b", "V")}

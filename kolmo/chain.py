@@ -11,7 +11,7 @@ blocks, threads or device, and two networks under one seed share their noise.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import math
 import os
 import time
@@ -110,7 +110,7 @@ class Chain:
             mix(self.seed), first * count, copies * count, count, self.antithetic, self.device, self.dtype
         )
         problem = self.problem
-        network = problem.network if network is None else network
+        network = self._here(problem.network if network is None else network)
         x, labels = self._points.repeat(copies, 1), self._labels.repeat(copies)
         martingale = torch.zeros(len(x), dtype=self.dtype, device=self.device)
         for layer in range(network.depth):
@@ -126,19 +126,21 @@ class Chain:
 
         Raises InputError where there are fewer than 2 paths (or pairs) per data point.
         """
-        return self._estimate(paths, lambda copies, first: self.losses(copies, first))
+        ours = self._here(self.problem.network)
+        return self._estimate(paths, lambda copies, first: self.losses(copies, first, ours))
 
     def difference(self, network: LayeredNetwork, paths: int = 1_000_000) -> Estimate:
         """J of another network minus J of the problem's, by paths that share their random numbers."""
+        ours, other = self._here(self.problem.network), self._here(network)
 
         def both(copies: int, first: int) -> Tensor:
-            return self.losses(copies, first, network) - self.losses(copies, first)
+            return self.losses(copies, first, other) - self.losses(copies, first, ours)
 
         return self._estimate(paths, both)
 
     def _estimate(self, paths: int, losses: Callable[[int, int], Tensor]) -> Estimate:
         count, group = len(self._points), 2 if self.antithetic else 1
-        groups = _copies(paths, count * group)
+        groups = _copies(paths, count, group)
         start = time.perf_counter()
         size = max(1, BLOCK // (count * group))
         blocks = [(done, min(size, groups - done)) for done in range(0, groups, size)]
@@ -155,12 +157,11 @@ class Chain:
                 table = table.mean(dim=1, keepdim=True)
             return table.mean(dim=0), table.var(dim=0, correction=0) * number
 
-        with self._network_here():
-            for (_, number), (average, spread) in zip(blocks, self._in_threads(block, blocks), strict=True):
-                shift = average - mean
-                square += spread + shift**2 * (done * number / (done + number))
-                mean += shift * (number / (done + number))
-                done += number
+        for (_, number), (average, spread) in zip(blocks, self._in_threads(block, blocks), strict=True):
+            shift = average - mean
+            square += spread + shift**2 * (done * number / (done + number))
+            mean += shift * (number / (done + number))
+            done += number
         variance = square / (groups - 1) / groups
         error = math.sqrt(float(variance.sum())) / columns
         return Estimate(float(mean.mean()), error, groups * group * count, time.perf_counter() - start)
@@ -177,36 +178,29 @@ class Chain:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(block, blocks)
 
-    @contextlib.contextmanager
-    def _network_here(self) -> Iterator[None]:
-        """The network in this chain's precision and on its device, for a while."""
-        network = self.problem.network
-        original = next(network.parameters(), self._points)
-        if original.dtype == self.dtype and original.device == self.device:
-            yield
-            return
-        network.to(self.device, self.dtype)
-        try:
-            yield
-        finally:
-            network.to(original.device, original.dtype)
+    def _here(self, network: LayeredNetwork) -> LayeredNetwork:
+        """The network in this chain's precision and on its device: itself, or a copy."""
+        first = next(network.parameters(), self._points)
+        if first.dtype == self.dtype and first.device == self.device:
+            return network
+        return copy.deepcopy(network).to(self.device, self.dtype)
 
     def gradient(self, paths: int = 200_000) -> GradientEstimate:
         """dJ/dtheta by pathwise differentiation of about `paths` paths, with standard errors.
 
         The errors come from the spread of independent batches (at least 16). float64 only.
         """
-        count, network = len(self._points), self.problem.network
+        count, network = len(self._points), self._here(self.problem.network)
         parameters = dict(network.named_parameters())
         group = 2 if self.antithetic else 1
-        groups = max(_BATCHES, _copies(paths, count * group))
+        groups = max(_BATCHES, _copies(paths, count, group))
         per_batch = min(max(1, GRADIENT_BLOCK // (count * group)), groups // _BATCHES)
         batches = groups // per_batch
         start = time.perf_counter()
         mean = {name: torch.zeros_like(p) for name, p in parameters.items()}
         square = {name: torch.zeros_like(p) for name, p in parameters.items()}
         for done in range(batches):
-            loss = self.losses(per_batch * group, done * per_batch * group).mean()
+            loss = self.losses(per_batch * group, done * per_batch * group, network).mean()
             gradients = torch.autograd.grad(loss, list(parameters.values()))
             for name, gradient in zip(parameters, gradients, strict=True):
                 shift = gradient - mean[name]
@@ -214,6 +208,7 @@ class Chain:
                 square[name] += shift * (gradient - mean[name])
         error = {name: (s / (batches - 1) / batches).sqrt() for name, s in square.items()}
         paths = batches * per_batch * group * count
+        mean, error = ({name: g.cpu() for name, g in found.items()} for found in (mean, error))
         return GradientEstimate(mean, error, paths, time.perf_counter() - start)
 
 
@@ -223,7 +218,9 @@ def coupled(problem: Problem, layer: int, x: Tensor, seed: int) -> Tensor:
     return torch.stack([problem.noise.sample(problem.network, layer, copy, draws) for copy in x])
 
 
-def _copies(paths: int, points: int) -> int:
-    if not paths >= 2 * points:
-        raise InputError(f"paths: {paths!r} is too few, the {points} data points need at least 2 each")
-    return round(paths / points)
+def _copies(paths: int, points: int, group: int = 1) -> int:
+    """Independent groups of paths for each data point."""
+    if not paths >= 2 * points * group:
+        need = "2 each" if group == 1 else f"2 groups of {group} each"
+        raise InputError(f"paths: {paths!r} is too few, the {points} data points need at least {need}")
+    return round(paths / (points * group))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import logging
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 from kolmo import config
-from kolmo.console import LiveProgress, console, print_claims, print_lines, print_networks
+from kolmo.console import LiveProgress, console, print_claims, print_lines, print_networks, print_table
 from kolmo.errors import EXIT_CLAIM, EXIT_INTERRUPTED, InputError, KolmoError
 from kolmo.experiments.claims import Claim
 from kolmo.files import output_folder
@@ -90,9 +89,8 @@ def reproduce(options: argparse.Namespace) -> int:
 
 def experiment(options: argparse.Namespace) -> int:
     """Run an experiment by name, or list them."""
-    from kolmo.experiments import EXPERIMENTS
-    from kolmo.experiments.overfitting import Overfitting
-    from kolmo.report import write_overfitting
+    from kolmo.experiments import EXPERIMENTS, STUDIES
+    from kolmo.report import write_study
 
     if options.list:
         listed = [{"name": name, "summary": summary} for name, summary in EXPERIMENTS.items()]
@@ -104,18 +102,28 @@ def experiment(options: argparse.Namespace) -> int:
         options.out = options.out or "runs/binary_classification"
         return reproduce(options)
     start = time.perf_counter()
-    settings = _settings(options, "overfitting")
-    study = Overfitting(settings, seeds=3 if options.quick else 5)
+    kind = STUDIES[options.name]
+    study = kind(_settings(options, kind.shipped), options.quick)
     folder = output_folder(options.out or f"runs/{options.name}", options.overwrite)
-    say_backend(settings.run.backend)
-    with LiveProgress(options.quiet or options.json) as progress, contextlib.suppress(KeyboardInterrupt):
-        study.run(progress)
-    if len(study.rows) < study.seeds:
-        write_overfitting(study, [], folder, seconds=time.perf_counter() - start)
+    say_backend(study.config.run.backend)
+    status, failure = "finished", None
+    with LiveProgress(options.quiet or options.json) as progress:
+        try:
+            study.run(progress)
+        except KeyboardInterrupt:
+            status = "interrupted"
+        except KolmoError as error:
+            status, failure = "refused", error
+    claims = study.claims() if status == "finished" else []
+    write_study(study, claims, folder, seconds=time.perf_counter() - start, status=status)
+    if failure is not None:
+        raise failure
+    if status == "interrupted":
         print(f"kolmo: interrupted; what was done is saved in {folder}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    claims = study.claims(0.8 if options.quick else 0.95)
-    write_overfitting(study, claims, folder, seconds=time.perf_counter() - start)
+    if not options.json:
+        for title, columns, rows in study.tables():
+            print_table(title, columns, rows)
     return _conclude(options.name, claims, folder, options.json)
 
 

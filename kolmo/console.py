@@ -84,7 +84,7 @@ def _number(value: Any) -> str:
     return str(value)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
@@ -112,7 +112,7 @@ def print_networks(measured: dict[str, dict[str, Any]]) -> None:
         )
         for name, m in measured.items()
     ]
-    _table("trained networks (J: loss under the noise, +-: 95%, accuracy: train/test)", columns, rows)
+    print_table("trained networks (J: loss under the noise, +-: 95%, accuracy: train/test)", columns, rows)
 
 
 def print_lines(lines: Sequence[Line]) -> None:
@@ -130,7 +130,7 @@ def print_lines(lines: Sequence[Line]) -> None:
         for x in lines
     ]
     columns = ("network", "quantity", "pde", "chain", "differ by", "stated", "verdict")
-    _table("cross-check (gradients: norms, and the relative difference)", columns, rows)
+    print_table("cross-check (gradients: norms, and the relative difference)", columns, rows)
 
 
 def print_comparison(found: dict[str, dict[str, Any]], names: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ def print_comparison(found: dict[str, dict[str, Any]], names: Sequence[str]) -> 
         largest = f"{max(scores):.1f}" if scores else ""
         rows.append([name, *(_estimate(one, estimator) for estimator in names), largest, one["verdict"]])
     title = "J by each estimator (stated error in the last digit); z: what errors do not explain"
-    _table(title, ["case", *names, "z", "verdict"], rows)
+    print_table(title, ["case", *names, "z", "verdict"], rows)
     for name, one in found.items():
         if one["verdict"] != "agree":
             console().print(f"{name}: {one['reason']}")
@@ -171,4 +171,4 @@ def _with_error(value: float, error: float) -> str:
 def print_claims(claims: Sequence[Claim]) -> None:
     """Claims with what was measured and expected."""
     rows = [(c.claim, c.measured, c.expected, "holds" if c.holds else "FAILS") for c in claims]
-    _table("claims", ("claim", "measured", "expected", ""), rows)
+    print_table("claims", ("claim", "measured", "expected", ""), rows)

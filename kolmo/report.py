@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
-from kolmo import __version__, case
+from kolmo import __version__, case, plotting
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
-from kolmo.experiments.overfitting import Overfitting
+from kolmo.experiments.study import Study
 from kolmo.figures import write_figures
 from kolmo.files import write_json, write_text
 
@@ -92,15 +94,36 @@ def _history(rows: list[tuple[float, int, float]]) -> dict[str, list[float]]:
     return {name: list(c) for name, c in zip(("seconds", "evaluations", "objective"), columns, strict=True)}
 
 
-def write_overfitting(study: Overfitting, claims: list[Claim], folder: Path, *, seconds: float) -> None:
-    """results.json and config.toml of the overfitting experiment."""
+def write_study(study: Study, claims: list[Claim], folder: Path, *, seconds: float, status: str) -> None:
+    """Write results.json, config.toml and figures of an experiment, as far as it came."""
     write_text(folder / "config.toml", study.config.dumps())
+    figures = []
+    for name, make in study_figures(study.name).items():
+        figure = make(study)
+        if figure is not None:
+            plotting.save(figure, folder, name)
+            figures.append(name)
     content = {
         "name": study.name,
-        "status": "finished" if claims else "interrupted",
+        "status": status,
         "claims": [claim.as_dict() for claim in claims],
         **study.results(),
+        "figures": figures,
+        "seed": study.config.run.seed,
         "versions": versions(),
         "seconds": {"total": seconds},
     }
     write_json(folder / "results.json", plain(content))
+
+
+def study_figures(name: str) -> dict[str, Callable[[Any], Figure | None]]:
+    """The figures of an experiment, by file name."""
+    from kolmo import figures_regularization, figures_weak_order
+
+    return {
+        "weak_order": {"weak_order": figures_weak_order.weak_order},
+        "regularization": {
+            "penalty": figures_regularization.penalty,
+            "optima": figures_regularization.optima,
+        },
+    }.get(name, {})

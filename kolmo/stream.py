@@ -25,7 +25,9 @@ _CPU = torch.device("cpu")
 
 def mix(*key: int) -> int:
     """A well-mixed 63-bit seed from a key such as (seed, purpose)."""
-    return int(np.random.SeedSequence([k % 2**63 for k in key]).generate_state(1, np.uint64)[0]) >> 1
+    # the length tells (0,) from (0, 0)
+    sequence = np.random.SeedSequence([len(key), *(k % 2**63 for k in key)])
+    return int(sequence.generate_state(1, np.uint64)[0]) >> 1
 
 
 @dataclass(frozen=True)

@@ -93,27 +93,19 @@ class PlainNetwork(LayeredNetwork):
 #: every kind of noise, with schedules for networks of depth DEPTH
 DEPTH = 4
 NOISES: dict[str, Noise] = {
-    "none": noise.NoNoise(),
-    "dropout": noise.BernoulliDropout(0.8),
+    "none": noise.NoNoise(), "dropout": noise.BernoulliDropout(0.8), "dropout-1": noise.BernoulliDropout(1),
     "dropout-line": noise.BernoulliDropout({"first": 0.9, "last": 0.4}),
-    "dropout-1": noise.BernoulliDropout(1),
-    "hidden": noise.HiddenDropout(0.7),
-    "hidden-list": noise.HiddenDropout([0.9, 0.6, 0.8, 0.7]),
-    "dropconnect": noise.DropConnect(0.6),
-    "dropconnect-decay": noise.DropConnect({"last": 0.5}),
-    "depth": noise.StochasticDepth(0.8),
-    "depth-decay": noise.StochasticDepth({"last": 0.5}),
+    "hidden": noise.HiddenDropout(0.7), "hidden-list": noise.HiddenDropout([0.9, 0.6, 0.8, 0.7]),
+    "dropconnect": noise.DropConnect(0.6), "dropconnect-decay": noise.DropConnect({"last": 0.5}),
+    "depth": noise.StochasticDepth(0.8), "depth-decay": noise.StochasticDepth({"last": 0.5}),
     "depth-test-time": noise.StochasticDepth(0.7, scaling="test_time"),
     "depth-decay-test-time": noise.StochasticDepth({"last": 0.4}, scaling="test_time"),
     "depth-batch": noise.StochasticDepth(0.6, per="batch"),
     "gaussian-dropout": noise.GaussianDropout(0.5),
-    "gaussian-dropout-list": noise.GaussianDropout([0.1, 0.6, 0.0, 0.4]),
-    "uniform": noise.UniformNoise(0.9),
-    "uniform-decay": noise.UniformNoise({"last": 1.5}),
-    "injection": noise.GaussianInjection(0.5),
-    "injection-line": noise.GaussianInjection({"first": 0.2, "last": 0.6}),
-    "injection-0": noise.GaussianInjection(0),
-    "shake": noise.ShakeShake(),
+    "gaussian-dropout-list": noise.GaussianDropout([0.1, 0.0, 0.6, 0.4]),
+    "uniform": noise.UniformNoise(0.9), "uniform-decay": noise.UniformNoise({"last": 1.5}),
+    "injection": noise.GaussianInjection(0.5), "injection-0": noise.GaussianInjection(0),
+    "injection-line": noise.GaussianInjection({"first": 0.2, "last": 0.6}), "shake": noise.ShakeShake(),
     "dropout+injection": noise.Composition([noise.BernoulliDropout(0.8), noise.GaussianInjection(0.3)]),
     "depth-test-time+injections": noise.Composition(
         [{"kind": "gaussian_injection", "std": 0.2}, noise.StochasticDepth({"last": 0.6}, "test_time"),
@@ -125,7 +117,7 @@ NOISES: dict[str, Noise] = {
 
 
 def strength(value: Any, layer: int, depth: int, neutral: float) -> float:
-    """A schedule in layer l = 1, ..., L: the decay p_l = 1 - l/L (1 - p_L) (from 0 for strengths), or a line."""
+    """A schedule: the decay p_l = n - l/L (n - p_L), l = 1, ..., L, from neutral n, or a line, or a list."""
     if isinstance(value, dict) and "first" in value:
         return float(np.interp(layer, [0, depth - 1], [value["first"], value["last"]]))
     if isinstance(value, dict):
@@ -168,11 +160,7 @@ def affine_network(dim: int, depth: int, pull: float = 0.8, spread: float = 0.3)
     width is even: the hidden units have two halves.
     """
     rng = np.random.default_rng(5)
-    base, tilt, shift = (
-        rng.uniform(-1, 1, (dim, dim)),
-        rng.uniform(-1, 1, (dim, dim)),
-        rng.uniform(-1, 1, dim),
-    )
+    base, tilt, shift = (rng.uniform(-1, 1, shape) for shape in ((dim, dim), (dim, dim), dim))
     W = rng.standard_normal((2 * (dim // 2 + 1), dim))
     weights = []
     for k in range(depth):

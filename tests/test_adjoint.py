@@ -1,4 +1,4 @@
-"""The gradient of J: Taylor tests, duality, backends and processes compared, jets against autograd."""
+"""The gradient of J: Taylor tests, duality, backends and processes compared."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import PlainNetwork, fitted_order, perturbed_mesh, problem, trained_size
+from problems import fitted_order, perturbed_mesh, problem, trained_size
 from torch import Tensor
 
-import kolmo
 from kolmo import noise
-from kolmo.activation import ACTIVATIONS
-from kolmo.modified import modified_equation
-from kolmo.network import AutomaticJet, TwoLayerJet
 from kolmo.pde import BackwardKolmogorov, Explicit, Implicit, Propagator, space_on
 
 CELLS = {1: 64, 2: 24, 3: 8}
@@ -253,117 +249,3 @@ def test_two_processes_give_the_serial_result(tmp_path: Path) -> None:
                 assert parallel[key] == pytest.approx(value, rel=1e-10), key
             else:
                 assert np.abs(parallel[key] - value).max() < 1e-8 * np.abs(value).max(), key
-
-
-# ------------------------------------------------------------------ jets and the modified equation
-
-
-def networks(activation: str, dim: int) -> tuple[kolmo.ResidualNetwork, PlainNetwork]:
-    inner = trained_size(dim, depth=3, width=6, std=0.8, activation=activation)
-    return inner, PlainNetwork(inner)
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() <= 1e-12 * (1 + b.abs().max()))
-
-
-def sample(dim: int, count: int = 11) -> Tensor:
-    return torch.randn(count, dim, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("dim", [1, 2, 3])
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_closed_form_jets_are_autograds(activation: str, dim: int) -> None:
-    """f, (grad f) v, grad f and D : hess f by formulas and by forward-mode differentiation."""
-    inner, plain = networks(activation, dim)
-    x = sample(dim)
-    for layers in (slice(None), slice(1, 3)):
-        ours, theirs = inner.jet(x, layers), plain.jet(x, layers)
-        assert isinstance(ours, TwoLayerJet) and isinstance(theirs, AutomaticJet)
-        assert close(ours.value, theirs.value)
-        v = torch.randn(ours.value.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-        assert close(ours.directional(v), theirs.directional(v))
-        assert close(ours.jacobian(), theirs.jacobian())
-        root = torch.randn(dim, dim, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-        D = root @ root.T
-        assert close(ours.second(D), theirs.second(D))
-        if activation not in ("identity", "relu"):
-            assert ours.second(D).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("model", list(NOISES))
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_modified_equation_by_formulas_and_by_autograd(activation: str, model: str, order: int) -> None:
-    """b, a and the derivatives of a random functional of them by the weights."""
-    if order == 2 and not ACTIVATIONS[activation].twice_differentiable:
-        pytest.skip(f"{activation} has one derivative: order 1 only")
-    inner, plain = networks(activation, 2)
-    x, found = sample(2), []
-    for network in (inner, plain):
-        c = modified_equation(network, NOISES[model], x, order)
-        generator = torch.Generator().manual_seed(7)
-        functional = sum(
-            (torch.randn(t.shape, generator=generator, dtype=t.dtype) * t).sum()
-            for t in (c.drift, c.diffusion)
-        )
-        assert isinstance(functional, Tensor)
-        parts = torch.autograd.grad(functional, list(inner.parameters()), allow_unused=True)
-        found.append((c, [torch.zeros(1) if p is None else p for p in parts]))
-    (ours, g), (theirs, e) = found
-    assert ours.drift.shape == (3, 11, 2)
-    assert close(ours.drift, theirs.drift) and close(ours.diffusion, theirs.diffusion)
-    for a, b in zip(g, e, strict=True):
-        assert close(a, b)
-
-
-@pytest.mark.parametrize("activation", ["tanh", "gelu", "softplus"])
-def test_modified_equation_passes_gradcheck(activation: str) -> None:
-    """Second-order coefficients are differentiable in the weights: against central differences."""
-    inner = trained_size(2, depth=2, width=3, activation=activation)
-    x = sample(2, 3)
-
-    def coefficients(W: Tensor, b: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        weights = {"W": W, "b": b, "V": V}
-        model = torch.nn.Module()
-        model.network = inner
-        model.forward = lambda: _pair(modified_equation(inner, noise.GaussianInjection(0.5), x, 2))  # type: ignore[method-assign]
-        return torch.func.functional_call(model, {f"network.{k}": w for k, w in weights.items()}, ())
-
-    weights = tuple(p.detach().clone().requires_grad_() for p in (inner.W, inner.b, inner.V))
-    assert torch.autograd.gradcheck(coefficients, weights, atol=1e-7)
-
-
-def _pair(c: Any) -> tuple[Tensor, Tensor]:
-    return c.drift, c.diffusion
-
-
-@pytest.mark.parametrize("dim", [1, 2, 3])
-def test_order_two_by_its_definition(dim: int) -> None:
-    """b = m - h/2 [J m + 1/2 D : hess m] and a = (I - h/2 J) D (I - h/2 J)^T, J = grad m, point by point."""
-    network, std = trained_size(dim, depth=3, std=0.8), 0.5
-    x, h = sample(dim), network.step
-    found = modified_equation(network, noise.GaussianInjection(std), x, 2)
-    for k in range(network.depth):
-        for q, point in enumerate(x):
-
-            def f(z: Tensor, k: int = k) -> Tensor:
-                return network.block(k, z)
-
-            m, J = f(point), torch.autograd.functional.jacobian(f, point)
-            laplacian = torch.stack(
-                [torch.autograd.functional.hessian(lambda z, i=i: f(z)[i], point).trace() for i in range(dim)]
-            )
-            drift = m - h / 2 * (J @ m + 0.5 * std**2 * laplacian)
-            shift = torch.eye(dim, dtype=torch.float64) - h / 2 * J
-            assert close(found.drift[k, q], drift)
-            assert close(found.diffusion[k, q], std**2 * shift @ shift.T)
-
-
-def test_diffusion_is_positive_semidefinite_whatever_the_weights() -> None:
-    """The product form of order 2 keeps a >= 0 even where h grad m is large."""
-    network = trained_size(2, depth=2, std=5.0)
-    for model in NOISES.values():
-        a = modified_equation(network, model, sample(2, 200), 2).diffusion.detach()
-        smallest = a.min() if a.ndim == 3 else torch.linalg.eigvalsh(a).min()
-        assert smallest >= -1e-12 * a.abs().max()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ import torch
 from kolmo import case
 from kolmo.chain import Chain
 from kolmo.errors import ModelError, ResolutionError
+from kolmo.experiments.comparison import Comparison
 from kolmo.experiments.crosscheck import pde_value, require_model
+from kolmo.experiments.estimators import Options
 from kolmo.noise import KINDS
-from kolmo.pde import BackwardKolmogorov
+from kolmo.pde import BackwardKolmogorov, resolve_exact
 from kolmo.toml import read
 
 _ROOT = Path(os.environ.get("KOLMO_CASES", Path(__file__).parents[2] / "shared" / "cases"))
@@ -97,3 +100,58 @@ def test_a_mesh_that_is_too_coarse_is_refused() -> None:
         pytest.skip("p2-spirals-dropout is not among the shared cases")
     with pytest.raises(ResolutionError, match="more cells"):
         pde_value(case.load(folder), cells=12)
+
+
+# ------------------------------------------------------------------ the other estimators
+
+
+def _slow(folder: Path) -> bool:
+    """3-D grids, and 4096 masks of hidden units."""
+    return folder.name.startswith("p3") or read(folder / "problem.toml")["noise"]["kind"] == "hidden_dropout"
+
+
+def _marked() -> list[Any]:
+    return [pytest.param(f, marks=[pytest.mark.slow] if _slow(f) else [], id=f.name) for f in _cases()]
+
+
+@pytest.mark.parametrize("folder", _marked())
+def test_the_exact_recursion_holds(folder: Path) -> None:
+    """|J_exact - J| <= 4 standard errors + 1e-4 + 0.5% for all grades; its own estimate meets 0.3%."""
+    reference = _reference(folder)
+    found = resolve_exact(case.load(folder))
+    J = float(reference["J"])
+    assert found.grid_error <= 3e-3 * J + 1e-6
+    assert abs(found.value - J) <= 4 * float(reference["standard_error"]) + 1e-4 + 5e-3 * J
+
+
+@pytest.mark.parametrize("folder", [f for f in _cases() if _slow(f) and not f.name.startswith("p3")])
+def test_gaussian_increments_hold_for_hidden_masks(folder: Path) -> None:
+    """The rule 'gauss' within its own stated error and the sampling of the reference."""
+    reference = _reference(folder)
+    found = resolve_exact(case.load(folder), rule="gauss")
+    assert abs(found.value - float(reference["J"])) <= 4 * float(reference["standard_error"]) + found.error
+    assert found.error <= 1e-4 + 5e-3 * found.value
+
+
+@pytest.mark.parametrize(
+    "folder", [f for f in _cases() if f.name.startswith("p2") and _reference(f)["grade"] != "extreme"]
+)
+def test_the_exact_gradient(folder: Path) -> None:
+    """Within 1% plus the sampling error of the reference's pathwise gradient."""
+    problem, reference = case.load(folder), np.load(folder / "gradient.npz")
+    found = resolve_exact(problem, rule="gauss" if _slow(folder) else "outcomes").gradient()
+    target = np.concatenate([reference[n].ravel() for n in ("W", "b", "V")])
+    noise = np.concatenate([reference[f"{n}_se"].ravel() for n in ("W", "b", "V")])
+    ours = np.concatenate([found[n].numpy().ravel() for n in ("W", "b", "V")])
+    sampling = 2 * np.linalg.norm(noise)
+    assert np.linalg.norm(ours - target) <= 0.01 * np.linalg.norm(target) + sampling
+
+
+@pytest.mark.parametrize("folder", [f for f in _cases() if not f.name.startswith("p3")], ids=lambda f: f.name)
+def test_sde_and_pde_reach_one_number(folder: Path) -> None:
+    """|J_sde - J_pde| within sampling, time, mesh and box: both solve the same modified equation."""
+    options = Options(sde_paths=50_000)
+    found = Comparison(case.load(folder), options).run(("pde", "sde"))
+    pair = found.pairs[0]
+    assert pair.agree, pair.reason
+    assert found.step is not None and not found.step.faults

@@ -1,4 +1,4 @@
-"""The README's code block is what it says."""
+"""The code blocks of README and docs are what they say."""
 
 from __future__ import annotations
 
@@ -7,17 +7,40 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(path: Path) -> list[str]:
+    """The python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
     """The block runs as printed (with fewer paths), is at most ten lines, and leaves gradients."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1
-    statements = [line for line in blocks[0].splitlines() if line.strip()]
+    found = blocks(ROOT / "README.md")
+    assert len(found) == 1
+    statements = [line for line in found[0].splitlines() if line.strip()]
     assert len(statements) <= 10
     names: dict[str, object] = {}
-    exec(blocks[0].replace("1_000_000", "20_000"), names)
+    exec(found[0].replace("1_000_000", "20_000"), names)
     problem = names["problem"]
     assert all(float(p.grad.norm()) > 0 for p in problem.network.parameters())  # type: ignore[attr-defined]
     assert "standard_error" in capsys.readouterr().out
+
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    "block", [pytest.param(b, id=f"{p.stem}-{k}") for p in PAGES for k, b in enumerate(blocks(p))]
+)
+def test_blocks_of_the_docs_run(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every block runs as printed and prints something."""
+    exec(block, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_noise_of_ones_own_takes_twenty_lines() -> None:
+    """The docs' example: class and use in at most twenty lines of code."""
+    block = next(b for p in PAGES for b in blocks(p) if "class SignFlips" in b)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 20

@@ -39,7 +39,7 @@ class Composition(Noise):
         if any(isinstance(part, Composition) for part in self.parts):
             raise InputError("noise.parts: a composition inside a composition; list all parts in one")
         added = [part for part in self.parts if isinstance(part, LinearNoise) and part.diffusive]
-        acting = [part for part in self.parts if part not in added]
+        acting = [part for part in self.parts if part not in added and not isinstance(part, NoNoise)]
         if len(acting) > 1:
             raise InputError(
                 f"noise.parts: {acting[0].kind!r} and {acting[1].kind!r} do not compose: both act on the "
@@ -65,6 +65,8 @@ class Composition(Noise):
 
     def diffusion(self, jet: Jet) -> Tensor | None:
         found = [D for part in self.parts if (D := part.diffusion(jet)) is not None]
+        if any(D.ndim == 4 for D in found):  # one varies with x: the others are the same at all points
+            found = [D if D.ndim == 4 else D[:, None] for D in found]
         return torch.stack(torch.broadcast_tensors(*found)).sum(dim=0) if found else None
 
     def outcomes(self, network: LayeredNetwork, layer: int, x: Tensor, gauss: int = GAUSS) -> Outcomes:
