@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.four_ways import FourWays
 from kolmo.experiments.overfitting import Overfitting
+from kolmo.experiments.regularization import Regularization
+from kolmo.experiments.study import Study
+from kolmo.experiments.weak_order import WeakOrder
 
+#: experiments that the command line runs alike; the main job has a command of its own
+STUDIES: dict[str, type[Study]] = {s.name: s for s in (Overfitting, FourWays, WeakOrder, Regularization)}
 #: every experiment and what it shows
-EXPERIMENTS = {e.name: e.summary for e in (BinaryClassification, Overfitting)}
+EXPERIMENTS = {
+    BinaryClassification.name: BinaryClassification.summary,
+    **{name: study.summary for name, study in STUDIES.items()},
+}
 
-__all__ = ["EXPERIMENTS", "BinaryClassification", "Claim", "Overfitting"]
+__all__ = [
+    "EXPERIMENTS",
+    "STUDIES",
+    "BinaryClassification",
+    "Claim",
+    "FourWays",
+    "Overfitting",
+    "Regularization",
+    "Study",
+    "WeakOrder",
+]

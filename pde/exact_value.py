@@ -4,6 +4,9 @@ Grids grow by 3/2. The estimate wants two changes in a row to be small, the olde
 slowest rate that is trusted (order 7/2; the recursion is of fourth order once it resolves):
 
     max(|J_n - J_{2n/3}|, |J_{2n/3} - J_{4n/9}| / r) / (r - 1),    r = 1.5^{7/2}.
+
+J is that of the free splines: limited ones change from grid to grid by less than they are off. What the
+limiter still changes on the last grid counts as error too.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kolmo.errors import InputError, ModelError, ResolutionError
+from kolmo.errors import InputError, MaximumPrincipleError, ModelError, ResolutionError
 from kolmo.noise.law import GAUSS
 from kolmo.pde.exact import ExactRecursion, exact_half_width
 from kolmo.pde.mesh import check_dim
@@ -90,10 +93,15 @@ def resolve_exact(
     proxy = "gauss" if len(outcomes.weights) > _MANY and _discrete(problem) else rule
     gauss, quadrature = _quadrature(problem, proxy, half_width, tolerance)
 
-    def value(n: int, by: str) -> float:
-        recursion = ExactRecursion(problem, cells=n, half_width=half_width, rule=by, gauss=gauss)
-        with torch.no_grad():
-            return float(recursion.expected_loss())
+    def value(n: int, by: str, limit: bool = False) -> float:
+        recursion = ExactRecursion(
+            problem, cells=n, half_width=half_width, rule=by, gauss=gauss, limit=limit
+        )
+        try:
+            with torch.no_grad():
+                return float(recursion.expected_loss())
+        except MaximumPrincipleError:
+            return math.nan  # of a grid so coarse there is no value
 
     n = FIRST[dim] if cells is None else max(4, round(cells / 1.5**2))
     sequence = [value(n, proxy)]
@@ -102,6 +110,8 @@ def resolve_exact(
         sequence.append(value(n, proxy))
         estimate = _estimate(sequence)
         allowed = tolerance[0] * abs(sequence[-1]) + tolerance[1]
+        if estimate <= allowed:
+            estimate = max(estimate, abs(value(n, proxy, limit=True) - sequence[-1]))
         if len(sequence) > 2 and (estimate <= allowed or cells is not None):
             break
         if 1.5 * n > MOST[dim] and cells is None:
@@ -113,7 +123,9 @@ def resolve_exact(
             f"than {allowed:.1g}; take {'more cells' if cells is not None else 'smaller weights'}, or the "
             "chain estimator"
         )
-    recursion = ExactRecursion(problem, cells=n, half_width=half_width, rule=rule, gauss=gauss)
+    recursion = ExactRecursion(
+        problem, cells=n, half_width=half_width, rule=rule, gauss=gauss, limit=False
+    )
     result = sequence[-1] if proxy == rule else value(n, rule)
     rule_error = _rule_error(recursion, result) if rule == "gauss" else 0.0
     count = len(recursion._outcomes(problem.network, 0, first).weights)
@@ -125,7 +137,8 @@ def _estimate(sequence: list[float]) -> float:
     if len(sequence) < 3:
         return math.inf
     last, older = abs(sequence[-1] - sequence[-2]), abs(sequence[-2] - sequence[-3])
-    return max(last, older / _RATE) / (_RATE - 1)
+    estimate = max(last, older / _RATE) / (_RATE - 1)
+    return estimate if math.isfinite(estimate) else math.inf
 
 
 def _discrete(problem: Problem) -> bool:
