@@ -7,8 +7,8 @@ d, the stated bounds of both added up and their sampling errors e1, e2,
     z = max(0, |d| - bounds) / sqrt(e1^2 + e2^2),       differ where z > 4.
 
 Bounds are twice the estimated errors of mesh, grid, time and box: an estimate is not a bound, good ones are
-within a factor of two. A pair without sampling differs where |d| exceeds them. What noise hardly moves J cannot tell a
-wrong modified equation from a right one: `kolmo.consistency` looks at its single steps besides.
+within a factor of two. A pair without sampling differs where |d| exceeds them. Where the noise hardly moves
+J, a wrong modified equation agrees too: `kolmo.consistency` looks at its single steps besides.
 """
 
 from __future__ import annotations

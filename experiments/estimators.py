@@ -177,7 +177,11 @@ def _exact(problem: Problem, options: Options) -> Reached:
     for source, size in (("quadrature", found.quadrature_error), ("rule", found.rule_error)):
         if size:
             bounds[source] = size
-    details = {"cells": found.cells, "half_width": half_width, "outcomes": found.outcomes}
+    details: dict[str, Any] = {
+        "cells": found.cells,
+        "half_width": half_width,
+        "outcomes": found.outcomes,
+    }
     if options.rule != "outcomes":
         details["rule"] = options.rule
     gradient = found.gradient() if options.gradient else None

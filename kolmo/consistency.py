@@ -98,7 +98,7 @@ class _Sums:
             else:
                 values.append(sums[0] / sums[1])
                 allowed.append(most + 5 * sums[2] ** 0.5 / sums[1])
-        return OneStep(*values, (allowed[0], allowed[1], allowed[2]))
+        return OneStep(values[0], values[1], values[2], (allowed[0], allowed[1], allowed[2]))
 
 
 def _compare(

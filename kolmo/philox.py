@@ -31,7 +31,10 @@ def words(key: tuple[int, int], first: int, count: int, device: torch.device) ->
     return torch.stack(state, dim=1).reshape(-1)[skip : skip + count]
 
 
-def _round(state: tuple[Tensor, Tensor, Tensor, Tensor], key0: int, key1: int) -> tuple[Tensor, ...]:
+_State = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _round(state: _State, key0: int, key1: int) -> _State:
     high0, low0 = _product(state[0], _MULTIPLIERS[0])
     high1, low1 = _product(state[2], _MULTIPLIERS[1])
     return high1 ^ state[1] ^ key0, low1, high0 ^ state[3] ^ key1, low0

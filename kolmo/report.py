@@ -120,10 +120,11 @@ def study_figures(name: str) -> dict[str, Callable[[Any], Figure | None]]:
     """The figures of an experiment, by file name."""
     from kolmo import figures_regularization, figures_weak_order
 
-    return {
+    makers: dict[str, dict[str, Callable[[Any], Figure | None]]] = {
         "weak_order": {"weak_order": figures_weak_order.weak_order},
         "regularization": {
             "penalty": figures_regularization.penalty,
             "optima": figures_regularization.optima,
         },
-    }.get(name, {})
+    }
+    return makers.get(name, {})

@@ -47,7 +47,8 @@ class _GridGradient:
         ):
             raise InputError("control variate: the mesh is not a uniform tensor grid of the box")
         values = np.empty((len(solution.times), *(count,) * dim, 2))
-        values[(slice(None), *index.T)] = solution.value
+        everywhere = (slice(None), *index.T)
+        values[everywhere] = solution.value
         slopes = np.gradient(values, spacing, axis=tuple(range(1, dim + 1)), edge_order=2)
         stacked = np.stack([slopes] if dim == 1 else slopes, axis=-1)  # (L + 1, n.., 2, d)
         table = np.moveaxis(stacked, -2, 1).reshape(len(solution.times), -1, dim)

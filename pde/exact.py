@@ -204,6 +204,7 @@ class ExactRecursion:
             sums: list[Tensor | None] = [None] * len(parameters)
             for part in parts:
                 with torch.enable_grad():
+                    found: tuple[Tensor | None, ...]
                     o = self._outcomes(network, layer, x[part])
                     if stage is None:
                         pulled = (self._terminal(x[part], o) * torch.from_numpy(cotangent[part])).sum()
