@@ -11,6 +11,8 @@ ARGS ?=
 STAMP := .venv/.kolmo-stamp
 # an interpreter that was removed since leaves a dangling link: set up again
 STALE := $(shell test -x .venv/bin/python || echo again)
+# as many processes as there are cores; tests keep to one thread each
+PYTEST := .venv/bin/python -m pytest -n auto --dist worksteal
 # folders beside kolmo/ that are its subpackages (pyproject.toml, package-dir)
 SUBPACKAGES := pde control experiments
 # mypy knows nothing of package-dir: it reads this tree of links instead
@@ -28,10 +30,10 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup $(STALE)
 	@scripts/setup
 
 test: setup
-	.venv/bin/python -m pytest -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: setup
-	.venv/bin/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .

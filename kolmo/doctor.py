@@ -21,7 +21,7 @@ from typing import Any
 import kolmo
 
 #: nothing works without these
-_NEEDED = ("kolmo", "python", "skfem", "torch")
+_NEEDED = ("kolmo", "python", "skfem", "numba", "torch")
 
 #: Debian's and Ubuntu's dolfinx is for their own interpreter only
 _DEBIAN_PYTHON = Path("/usr/bin/python3")
@@ -31,8 +31,8 @@ _DEBIAN_PACKAGES = Path("/usr/lib/python3/dist-packages")
 def report() -> dict[str, Any]:
     """Everything found, ready for JSON.
 
-    Keys: kolmo, python, skfem, dolfinx, mpi, petsc, torch, cuda, memory, cores, compiler, each a
-    dictionary. `error` in one of them says why the part cannot be used. Memory is in bytes.
+    Keys: kolmo, python, skfem, numba, torchsde, dolfinx, mpi, petsc, torch, cuda, memory, cores,
+    compiler, each a dictionary. `error` in one of them says why the part cannot be used. Memory is in bytes.
     `missing` is a list of {"what", "why", "mend", "needed"}: a part, the reason, a command, and
     whether nothing works without the part.
     """
@@ -102,12 +102,26 @@ def _python() -> dict[str, Any]:
     return {"version": platform.python_version(), "executable": sys.executable, "system": platform.platform()}
 
 
-def _skfem() -> dict[str, Any]:
+def _library(module: str, distribution: str, requirement: str) -> dict[str, Any]:
+    """A library from PyPI, imported: one that is there may still not fit its neighbours."""
     try:
-        importlib.import_module("skfem")
-    except ImportError as error:
-        return {"error": f"importing it failed: {error}", "mend": f"{_pip()} 'scikit-fem>=10'"}
-    return {"version": importlib.metadata.version("scikit-fem")}
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        return {"error": f"importing it failed: {error}", "mend": f"{_pip()} '{requirement}'"}
+    return {"version": importlib.metadata.version(distribution)}
+
+
+def _skfem() -> dict[str, Any]:
+    return _library("skfem", "scikit-fem", "scikit-fem>=10")
+
+
+def _numba() -> dict[str, Any]:
+    """Debian's own numba, which comes with its dolfinx, does not take pip's numpy."""
+    return _library("numba", "numba", "numba>=0.59")
+
+
+def _torchsde() -> dict[str, Any]:
+    return _library("torchsde", "torchsde", "torchsde>=0.2.6")
 
 
 def _dolfinx() -> dict[str, Any]:
@@ -212,6 +226,8 @@ _QUESTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "kolmo": _kolmo,
     "python": _python,
     "skfem": _skfem,
+    "numba": _numba,
+    "torchsde": _torchsde,
     "dolfinx": _dolfinx,
     "mpi": _mpi,
     "petsc": _petsc,

@@ -17,7 +17,8 @@ from kolmo import doctor
 from kolmo.pde import dolfinx_compat
 
 PARTS = [
-    "kolmo", "python", "skfem", "dolfinx", "mpi", "petsc", "torch", "cuda", "memory", "cores", "compiler",
+    "kolmo", "python", "skfem", "numba", "torchsde", "dolfinx", "mpi", "petsc", "torch", "cuda", "memory",
+    "cores", "compiler",
 ]  # fmt: skip
 
 
@@ -107,6 +108,8 @@ def test_dolfinx_without_pkg_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     ("module", "part", "mend"),
     [
         ("skfem", "skfem", "pip install 'scikit-fem>=10'"),
+        ("numba", "numba", "pip install 'numba>=0.59'"),
+        ("torchsde", "torchsde", "pip install 'torchsde>=0.2.6'"),
         ("mpi4py", "mpi", "conda install -c conda-forge mpi4py openmpi"),
         ("petsc4py", "petsc", "conda install -c conda-forge petsc4py"),
         ("torch", "torch", "pip install torch"),
@@ -119,7 +122,7 @@ def test_missing_library(monkeypatch: pytest.MonkeyPatch, module: str, part: str
     entry = missing(part)
     assert module in entry["why"]
     assert mend in entry["mend"]
-    assert entry["needed"] == (part in ("skfem", "torch"))
+    assert entry["needed"] == (part in ("skfem", "numba", "torch"))
 
 
 def test_missing_commands(monkeypatch: pytest.MonkeyPatch) -> None:

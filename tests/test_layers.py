@@ -10,7 +10,7 @@ from problems import ROOT
 
 CORE = (
     "network", "noise", "activation", "modified", "loss", "data", "problem", "chain", "training", "penalty",
-    "device", "errors", "text",
+    "device", "errors", "text", "stream", "philox", "sde", "brownian", "consistency", "explicit",
 )  # fmt: skip
 #: a folder's sources -> the packages it must know nothing of
 RULES: list[tuple[str, list[Path], tuple[str, ...]]] = [
