@@ -16,6 +16,7 @@ import torch
 from kolmo.chain import Chain, Estimate
 from kolmo.errors import InputError
 from kolmo.experiments.crosscheck import pde_value
+from kolmo.modified import indefinite
 from kolmo.pde import BackwardKolmogorov, resolve_exact, value_gradient
 from kolmo.pde.domain import audit_domain, projected_step
 from kolmo.problem import Problem
@@ -107,7 +108,14 @@ def _pde(problem: Problem, options: Options) -> Reached:
     )
     half_width = found.resolved.half_width
     box = abs(audit_domain(problem, half_width, seed=options.seed + 11).bias)
-    details = {"order": options.order, "cells": found.resolved.cells, "half_width": half_width}
+    details: dict[str, Any] = {
+        "order": options.order,
+        "cells": found.resolved.cells,
+        "half_width": half_width,
+    }
+    lost = indefinite(problem.network, problem.noise, problem.data.points) if options.order == 2 else None
+    if lost is not None:
+        details["indefinite"] = {"share": lost.share, "worst": lost.worst}
     bounds = {"mesh": found.resolved.mesh_error, "domain": box}
     return Reached("pde", found.value, 0.0, bounds, found.seconds, details, found.gradient)
 

@@ -214,6 +214,9 @@ def _print_evaluation(result: dict[str, Any]) -> None:
             size = f"{estimate['cells']} cells a direction"
         value, seconds = estimate["value"], estimate["seconds"]
         line = f"{name:6s} J = {value:.6f}   {what} {error:.1e}   {size}   {seconds:.1f} s"
+        if "indefinite" in estimate:
+            share = estimate["indefinite"]["share"]
+            line += f"   plain diffusion indefinite at {share:.0%} of points, product form used"
         if estimate.get("gain") is not None:
             line += f"   {estimate['gain']:.3g} times the plain chain's accuracy a second"
         print(line + (f"   gradient in {estimate['gradient']}" if "gradient" in estimate else ""))

@@ -380,3 +380,18 @@ def test_evaluate_with_all_four(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert np.linalg.norm(exact["V"] - chain["V"]) < 0.05 * np.linalg.norm(exact["V"]) + 4 * np.linalg.norm(
         chain["V_se"]
     )
+
+
+def test_a_diffusion_that_lost_definiteness_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Strong expansion under injection: the plain order-2 diffusion is indefinite, and that is said."""
+    W, V = torch.full((4, 2, 1), 2.0), torch.full((4, 1, 2), 2.5)
+    network = ResidualNetwork.from_weights(W, torch.zeros(4, 2), V)
+    given = kolmo.Problem(points(1, 20), network, noise.GaussianInjection(0.3))
+    found = modified.indefinite(network, given.noise, given.data.points)
+    assert found is not None and found.share > 0 and found.worst < 0
+    case.save(given, tmp_path / "strong")
+    code = run("evaluate", tmp_path / "strong", "--estimator", "pde", "--paths", 40_000)
+    printed = capsys.readouterr()
+    assert (code == 0 and "indefinite" in printed.out) or (code == 2 and "h |V W|" in printed.err)
