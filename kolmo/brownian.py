@@ -21,6 +21,7 @@ of stochastic differential equations, 1992, section 10.4.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -42,13 +43,17 @@ class LayerPath(BaseBrownian):
     """
 
     def __init__(self, draws: Draws, steps: int, channels: int, integrals: bool = False) -> None:
-        shape = (draws.stream.count, steps, channels)
-        self._steps, self._size = steps, torch.Size((shape[0], channels))
-        self._increments = draws.normal(steps * channels).reshape(shape)
+        count = draws.stream.count
+        self._steps, self._size = steps, torch.Size((count, channels))
+
+        def normal(draws: Draws) -> Tensor:
+            """Numbers of each step, shape (steps, N, channels): what is summed is contiguous."""
+            return draws.normal(steps * channels).reshape(count, steps, channels).transpose(0, 1).contiguous()
+
+        self._increments = normal(draws)
         self._integrals: Tensor | None = None
         if integrals:
-            zeta = draws.part(1).normal(steps * channels).reshape(shape)
-            self._integrals = 0.5 * self._increments + zeta / math.sqrt(12)
+            self._integrals = 0.5 * self._increments + normal(draws.part(1)) / math.sqrt(12)
 
     def __call__(
         self,
@@ -66,13 +71,12 @@ class LayerPath(BaseBrownian):
             raise InputError(f"brownian: [{a}, {b}] is not a run of whole steps in [0, {self._steps}]")
         if return_A or (return_U and self._integrals is None):
             raise InputError(f"brownian: {'Levy areas are' if return_A else 'U is'} not known of this path")
-        part = slice(int(a), int(b))
-        W = self._increments[:, part]
-        total = W.sum(dim=1)
+        W = self._increments[int(a) : int(b)]
+        total = W.sum(dim=0)
         if not return_U or self._integrals is None:
             return total
-        left = torch.arange(W.shape[1] - 1, -1, -1, dtype=W.dtype, device=W.device)[:, None]
-        return total, (self._integrals[:, part] + left * W).sum(dim=1)
+        left = torch.arange(len(W) - 1, -1, -1, dtype=W.dtype, device=W.device)
+        return total, self._integrals[int(a) : int(b)].sum(dim=0) + torch.tensordot(left, W, 1)
 
     def __repr__(self) -> str:
         return f"LayerPath(steps={self._steps}, size={tuple(self._size)})"
@@ -135,7 +139,12 @@ class LayerSDE:
         # another matrix wherever g_i depends on more than x_i
         options = {"grad_free": True} if method == "milstein" else {}
         ts = torch.tensor([0.0, steps], dtype=x.dtype, device=x.device)
-        return sdeint(self, x, ts, bm=path, method=method, dt=float(dt), options=options)[-1]
+        # torchsde's objects refer to themselves and wait for the garbage collector: they get nothing to keep
+        bm = weakref.proxy(path)
+        end = sdeint(self, x, ts, bm=bm, method=method, dt=float(dt), options=options)[-1].clone()
+        self._values.clear()
+        self._last = None
+        return end
 
     def _once(self, name: str, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
         """of(x), remembered: torchsde asks for the same stages again and again (srk: 10 times for 4)."""

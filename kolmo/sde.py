@@ -26,8 +26,8 @@ from kolmo.problem import Problem
 from kolmo.stream import Stream, mix
 from kolmo.text import nearest
 
-#: paths simulated at once where memory allows more: a block of features stays in cache
-BLOCK = 4096
+#: rows simulated at once where memory allows more: enough to hide torchsde's overhead, few enough for caches
+BLOCK = 16384
 #: what keeps these streams apart from the chain's under the same seed
 _PURPOSE = 0x5DE
 
@@ -75,8 +75,8 @@ BEST = "euler"
 class SdeEstimate(Estimate):
     """A sampled J of the modified equation.
 
-    standard_error: of the sampling. time_error: |bias| by steps in time, estimated. method, noise_type:
-    torchsde's names. steps: in a layer, of the coarsest path.
+    standard_error: of the sampling. time_error: |bias| by steps in time, an estimate and no bound. method,
+    noise_type: torchsde's names. steps: in a layer, of the coarsest path.
     """
 
     time_error: float
@@ -119,12 +119,12 @@ class SDE:
         self.seed, self.antithetic = int(seed), antithetic
         # the chain lends its data on the device, its threads and its check of the number of paths
         self._chain = Chain(problem, device=device)
-        with torch.no_grad(), self._chain._network_here():
-            x = self._chain._points[:1]
-            modified_equation(problem.network, problem.noise, x, order, slice(1))  # refuses a wrong order
-            layer = LayerSDE(problem, 0, order, 1.0, x)
+        with torch.no_grad():
+            x, here = self._chain._points[:1], self._problem_here()
+            modified_equation(here.network, here.noise, x, order, slice(1))  # refuses a wrong order
+            layer = LayerSDE(here, 0, order, 1.0, x)
             self.noise_type, self._channels = layer.noise_type, layer.channels
-            self._automatic = isinstance(problem.network.jet(x, slice(1)), AutomaticJet)
+            self._automatic = isinstance(here.network.jet(x, slice(1)), AutomaticJet)
         self.method = BEST if method == "auto" else method
         self.scheme = SCHEMES[self.method]
         if self.noise_type not in self.scheme.noise_types:
@@ -134,6 +134,10 @@ class SDE:
                 f"{problem.noise.kind!r} at order {order}; valid: {', '.join(valid)}"
             )
 
+    def _problem_here(self) -> Problem:
+        """The problem with its network on this estimator's device."""
+        return self.problem.with_network(self._chain._here(self.problem.network))
+
     def estimate(self, paths: int = 200_000) -> SdeEstimate:
         """J from about `paths` paths, the same number from every point, by streaming moments.
 
@@ -142,7 +146,7 @@ class SDE:
         """
         start = time.perf_counter()
         count, group = len(self.problem.data), 2 if self.antithetic else 1
-        copies = _copies(paths, count * group)
+        copies = _copies(paths, count, group)
         if not self._channels:
             copies = group = 1
         weights = torch.tensor([self.scheme.value, self.scheme.error], dtype=torch.float64)
@@ -155,15 +159,14 @@ class SDE:
             return table.mean(dim=1), table.var(dim=1, correction=0) * table.shape[1]
 
         mean, square = torch.zeros(2, 2, count, dtype=torch.float64)
-        with self._chain._network_here():
-            # torch's forward-mode differentiation has one global level: threads would close each other's
-            found = map(moments, blocks) if self._automatic else self._chain._in_threads(moments, blocks)
-            for (first, rows), (average, spread) in zip(blocks, found, strict=True):
-                part = slice(first % count, first % count + rows) if rows < count else slice(None)
-                done, number = first // count, max(1, rows // count)
-                shift = average - mean[:, part]
-                square[:, part] += spread + shift**2 * (done * number / (done + number))
-                mean[:, part] += shift * (number / (done + number))
+        # torch's forward-mode differentiation has one global level: threads would close each other's
+        found = map(moments, blocks) if self._automatic else self._chain._in_threads(moments, blocks)
+        for (first, rows), (average, spread) in zip(blocks, found, strict=True):
+            part = slice(first % count, first % count + rows) if rows < count else slice(None)
+            done, number = first // count, max(1, rows // count)
+            shift = average - mean[:, part]
+            square[:, part] += spread + shift**2 * (done * number / (done + number))
+            mean[:, part] += shift * (number / (done + number))
         variance = square[0] / copies / max(1, copies - 1)
         return SdeEstimate(
             value=float(mean[0].mean()),
@@ -183,7 +186,7 @@ class SDE:
         the paths of a group (a pair W, -W where antithetic) belong together. levels: by default the
         scheme's.
         """
-        problem, chain = self.problem, self._chain
+        problem, chain = self._problem_here(), self._chain
         levels = self.scheme.levels if levels is None else levels
         group, finest = 2 if self.antithetic else 1, self.steps * levels[-1]
         index = torch.arange(first, first + rows, device=chain.device) % len(chain._points)
@@ -205,10 +208,11 @@ class SDE:
 
     def _blocks(self, copies: int, count: int) -> list[tuple[int, int]]:
         """Rows of the table simulated at once, (first, rows): whole copies of the points, or parts of one."""
-        network, normals = self.problem.network, self.steps * self.scheme.levels[-1] * self._channels
-        # held for each path: normal numbers and what they are made of, a jet, and values that stages share
-        floats = 6 * normals + 6 * getattr(network, "width", network.dim)
-        floats += 10 * network.dim * (1 + self._channels)
+        network, kinds = self.problem.network, 2 if self.method == "srk" else 1
+        normals = kinds * self.steps * self.scheme.levels[-1] * self._channels
+        # held for each path, as measured: normal numbers and what they are made of, jets, torchsde's values
+        floats = 6 * normals + 14 * getattr(network, "width", network.dim)
+        floats += 20 * network.dim * (1 + self._channels)
         at_once = self.memory // (8 * floats * (os.cpu_count() or 1)) // (2 if self.antithetic else 1)
         size = max(1, min(BLOCK, at_once))
         if size >= count:
