@@ -92,12 +92,6 @@ def compare_values(pde: PdeValue, chain: Estimate) -> Verdict:
     return Verdict(agree, reason, difference, tolerance)
 
 
-def require_model(problem: Problem, pde: PdeValue, chain: Estimate) -> None:
-    """Raise ModelError where J_pde is further from the chain than a valid modified equation."""
-    allowed = 3 * chain.standard_error + REFUSAL[0] + REFUSAL[1] * abs(chain.value)
-    refuse_model(problem, pde.value, chain.value, allowed)
-
-
 def refuse_model(problem: Problem, value: float, chain: float, allowed: float) -> None:
     """Raise ModelError where J by the modified equation and J of the chain differ by more than allowed."""
     difference = abs(value - chain)

@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,6 +57,20 @@ def _settings(options: argparse.Namespace, default: str) -> config.Config:
     return settings
 
 
+def _attempt(
+    run: Callable[[LiveProgress], None], options: argparse.Namespace
+) -> tuple[str, KolmoError | None]:
+    """Run to the end, or to where it was interrupted or refused: what is done is written all the same."""
+    with LiveProgress(options.quiet or options.json) as progress:
+        try:
+            run(progress)
+        except KeyboardInterrupt:
+            return "interrupted", None
+        except KolmoError as error:
+            return "refused", error
+    return "finished", None
+
+
 def reproduce(options: argparse.Namespace) -> int:
     """The main job: run, print, write, judge."""
     from kolmo.experiments.binary_classification import BinaryClassification
@@ -66,14 +81,7 @@ def reproduce(options: argparse.Namespace) -> int:
     experiment = BinaryClassification(settings)
     folder = output_folder(options.out or "runs/reproduce", options.overwrite)
     say_backend(settings.run.backend)
-    status, failure = "finished", None
-    with LiveProgress(options.quiet or options.json) as progress:
-        try:
-            experiment.run(progress)
-        except KeyboardInterrupt:
-            status = "interrupted"
-        except KolmoError as error:
-            status, failure = "refused", error
+    status, failure = _attempt(experiment.run, options)
     claims = experiment.claims() if status == "finished" else []
     write_run(experiment, claims, folder, seconds=time.perf_counter() - start, status=status)
     if failure is not None:
@@ -106,14 +114,7 @@ def experiment(options: argparse.Namespace) -> int:
     study = kind(_settings(options, kind.shipped), options.quick)
     folder = output_folder(options.out or f"runs/{options.name}", options.overwrite)
     say_backend(study.config.run.backend)
-    status, failure = "finished", None
-    with LiveProgress(options.quiet or options.json) as progress:
-        try:
-            study.run(progress)
-        except KeyboardInterrupt:
-            status = "interrupted"
-        except KolmoError as error:
-            status, failure = "refused", error
+    status, failure = _attempt(study.run, options)
     claims = study.claims() if status == "finished" else []
     write_study(study, claims, folder, seconds=time.perf_counter() - start, status=status)
     if failure is not None:

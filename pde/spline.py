@@ -75,6 +75,18 @@ def kernels(dim: int) -> tuple[Any, Any]:
     corners = 2**dim
 
     @_jit
+    def cell_of(z, lower, spacing, cells):  # type: ignore[no-untyped-def]
+        # the cell that holds z (projected onto the box), and the four B-splines there
+        upper = lower + spacing * cells
+        t = (min(max(z, lower), upper) - lower) / spacing
+        cell = min(int(t), cells - 1)
+        s = t - cell
+        r = 1.0 - s
+        w1 = (4.0 - 6.0 * s * s + 3.0 * s * s * s) / 6.0
+        w2 = (4.0 - 6.0 * r * r + 3.0 * r * r * r) / 6.0
+        return cell, s, r * r * r / 6.0, w1, w2, s * s * s / 6.0
+
+    @_jit
     def locate(y, lower, spacing, cells, clamped, weights, slopes):  # type: ignore[no-untyped-def]
         # projects y onto the box; origin of its cell, weights (4^d) and their derivatives (d, 4^d)
         upper = lower + spacing * cells
@@ -85,16 +97,9 @@ def kernels(dim: int) -> tuple[Any, Any]:
         for b in range(dim):
             slopes[b, 0] = 1.0
         for a in range(dim):
-            z = y[a]
-            clamped[a] = not (lower <= z <= upper)
-            z = min(max(z, lower), upper)
-            t = (z - lower) / spacing
-            cell = min(int(t), cells - 1)
-            s = t - cell
+            clamped[a] = not (lower <= y[a] <= upper)
+            cell, s, w0, w1, w2, w3 = cell_of(y[a], lower, spacing, cells)
             r = 1.0 - s
-            w0, w3 = r * r * r / 6.0, s * s * s / 6.0
-            w1 = (4.0 - 6.0 * s * s + 3.0 * s * s * s) / 6.0
-            w2 = (4.0 - 6.0 * r * r + 3.0 * r * r * r) / 6.0
             d0, d3 = -0.5 * r * r / spacing, 0.5 * s * s / spacing
             d1 = (1.5 * s * s - 2.0 * s) / spacing
             d2 = (2.0 * r - 1.5 * r * r) / spacing
@@ -118,19 +123,12 @@ def kernels(dim: int) -> tuple[Any, Any]:
     @_jit
     def weigh(y, lower, spacing, cells, weights):  # type: ignore[no-untyped-def]
         # the same without derivatives
-        upper = lower + spacing * cells
         origin = 0
         corner = 0
         size = 1
         weights[0] = 1.0
         for a in range(dim):
-            t = (min(max(y[a], lower), upper) - lower) / spacing
-            cell = min(int(t), cells - 1)
-            s = t - cell
-            r = 1.0 - s
-            w0, w3 = r * r * r / 6.0, s * s * s / 6.0
-            w1 = (4.0 - 6.0 * s * s + 3.0 * s * s * s) / 6.0
-            w2 = (4.0 - 6.0 * r * r + 3.0 * r * r * r) / 6.0
+            cell, _, w0, w1, w2, w3 = cell_of(y[a], lower, spacing, cells)
             for i in range(size - 1, -1, -1):
                 w = weights[i]
                 weights[4 * i], weights[4 * i + 1] = w * w0, w * w1

@@ -8,16 +8,15 @@ import torch
 
 from kolmo.errors import InputError
 from kolmo.network import Jet, ScaledJet
-from kolmo.noise.base import LinearNoise
 from kolmo.noise.law import Law, TwoPoint
-from kolmo.noise.schedule import probability
+from kolmo.noise.masks import Masked
 from kolmo.noise.structure import RankOne, Structure
 from kolmo.text import nearest
 
 _SCALINGS, _PER = ("inverted", "test_time"), ("sample", "batch")
 
 
-class StochasticDepth(LinearNoise):
+class StochasticDepth(Masked):
     r"""A block is kept with probability p: one eta ~ B(p) for each sample (or batch) and layer.
 
     scaling 'inverted': increment h f eta / p, m = f, C = (1-p)/p f f^T; 'test_time' (as published):
@@ -31,7 +30,7 @@ class StochasticDepth(LinearNoise):
     kind = "stochastic_depth"
 
     def __init__(self, keep: Any, scaling: str = "inverted", per: str = "sample") -> None:
-        self.keep = probability(keep)
+        super().__init__(keep)
         for name, value, known in (("scaling", scaling, _SCALINGS), ("per", per, _PER)):
             if value not in known:
                 raise InputError(f"noise.{name}: {value!r} is unknown{nearest(str(value), known)}")
@@ -45,14 +44,15 @@ class StochasticDepth(LinearNoise):
         return ScaledJet(jet, torch.tensor(kept, dtype=torch.float64).to(jet.value))
 
     def law(self, layer: int, depth: int) -> Law:
-        p = self.keep.at(layer, depth)
-        return TwoPoint(p, 1 / p if self.scaling == "inverted" else 1.0)
+        if self.scaling == "inverted":
+            return super().law(layer, depth)
+        return TwoPoint(self.keep.at(layer, depth), 1.0)
 
     def spread(self, jet: Jet) -> Structure:
         return RankOne(jet.value)
 
     def settings(self) -> dict[str, Any]:
-        given = {"keep": self.keep.settings}
+        given = super().settings()
         if self.scaling != "inverted":
             given["scaling"] = self.scaling
         if self.per != "sample":

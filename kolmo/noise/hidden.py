@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from kolmo.network import Jet
 from kolmo.noise.base import LinearNoise
-from kolmo.noise.law import Law, TwoPoint, Uniform
-from kolmo.noise.schedule import probability
+from kolmo.noise.law import Law, Uniform
+from kolmo.noise.masks import Masked
 from kolmo.noise.structure import Entries, Factor, RankOne, Structure
 
 
-class HiddenDropout(LinearNoise):
+class HiddenDropout(Masked):
     r"""Increment h V (z * eta / p) with eta_j ~ B(p) for every hidden unit z = sigma(W x + b).
 
     m = f, C = (1-p)/p V diag(z_j^2) V^T, D = 0. In torch: x + h * V(F.dropout(z, 1 - keep)).
@@ -20,22 +18,12 @@ class HiddenDropout(LinearNoise):
 
     kind = "hidden_dropout"
 
-    def __init__(self, keep: Any) -> None:
-        self.keep = probability(keep)
-
-    def law(self, layer: int, depth: int) -> Law:
-        p = self.keep.at(layer, depth)
-        return TwoPoint(p, 1 / p)
-
     def spread(self, jet: Jet) -> Structure:
         z, V = jet.hidden_units()
         return Factor(V, z)
 
-    def settings(self) -> dict[str, Any]:
-        return {"keep": self.keep.settings}
 
-
-class DropConnect(HiddenDropout):
+class DropConnect(Masked):
     r"""Increment h (V * eta / p) z with eta_ij ~ B(p) for every output weight.
 
     m = f, C = (1-p)/p diag_i(sum_j V_ij^2 z_j^2), D = 0. In torch: x + h * (F.dropout(V, 1 - keep) @ z),

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kolmo.network import Jet, LayeredNetwork
 from kolmo.noise.base import LinearNoise, Noise, Outcomes
-from kolmo.noise.law import GAUSS, Law, Normal, TwoPoint, Uniform
-from kolmo.noise.schedule import probability, strength
+from kolmo.noise.law import GAUSS, Law, Normal, Uniform
+from kolmo.noise.masks import Masked
+from kolmo.noise.schedule import strength
 from kolmo.noise.structure import Diagonal, Structure
 from kolmo.stream import Draws
 
@@ -29,7 +30,7 @@ class NoNoise(Noise):
         return Outcomes(base, base.new_zeros(*base.shape, 1), np.zeros((1, 1)), np.ones(1))
 
 
-class BernoulliDropout(LinearNoise):
+class BernoulliDropout(Masked):
     r"""Increment h f * eta / p with eta_i ~ B(p), independent per component.
 
     m = f, C = (1-p)/p diag(f_i^2), D = 0. In torch: x + h * F.dropout(f(x), 1 - keep).
@@ -38,18 +39,8 @@ class BernoulliDropout(LinearNoise):
 
     kind = "bernoulli_dropout"
 
-    def __init__(self, keep: Any) -> None:
-        self.keep = probability(keep)
-
-    def law(self, layer: int, depth: int) -> Law:
-        p = self.keep.at(layer, depth)
-        return TwoPoint(p, 1 / p)
-
     def spread(self, jet: Jet) -> Structure:
         return Diagonal(jet.value)
-
-    def settings(self) -> dict[str, Any]:
-        return {"keep": self.keep.settings}
 
 
 class GaussianDropout(LinearNoise):
