@@ -129,6 +129,22 @@ def test_weak_order_before_extrapolation(
     assert -fitted_order(levels[:-2], errors) == pytest.approx(weak_order, abs=0.3)
 
 
+def test_milstein_has_strong_order_one_with_scalar_noise() -> None:
+    """Common paths: their distance halves with the step, and falls by sqrt(2) for Euler.
+
+    torchsde's Milstein by derivatives takes the Jacobian of g transposed, and would be no better.
+    """
+    network = affine_network(2, 1, pull=-0.5, spread=1.5)
+    case = kolmo.Problem(cluster(2, 0.8), network, noise.StochasticDepth(0.4), LeastSquares())
+    levels, ratios = (8, 16, 32, 64), {}
+    for method in ("euler", "milstein"):
+        table = SDE(case, method=method, seed=2).losses(0, 12_000, levels)[..., 0]
+        distances = [float((a - b).abs().mean()) for a, b in itertools.pairwise(table)]
+        ratios[method] = -fitted_order(levels[:-1], distances)
+    assert ratios["euler"] == pytest.approx(0.5, abs=0.2)
+    assert 0.85 < ratios["milstein"] < 1.4
+
+
 def test_common_paths_leave_little_noise_in_the_time_error() -> None:
     """Differences between step sizes scatter far less than losses do, and less with finer steps."""
     case = problem(2)
@@ -210,6 +226,21 @@ def test_coefficients_are_those_of_the_modified_equation(
             if found.ndim > a.ndim:
                 a = torch.diag_embed(a)
             torch.testing.assert_close(found, a, rtol=1e-10, atol=1e-14)
+
+
+def test_drift_of_order_two_by_differentiation() -> None:
+    """b = f - h/2 (f f' + s^2/2 f'') in 1-D, the derivatives by autograd of the block itself."""
+    network, std = trained_size(1, depth=2, std=1.0), 0.7
+    case = kolmo.Problem(points(1), network, noise.GaussianInjection(std))
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None].requires_grad_()
+    for k in range(2):
+        f = network.block(k, x)
+        (first,) = torch.autograd.grad(f.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), x)
+        expected = f - 0.5 * network.step * (f * first + 0.5 * std**2 * second)
+        found = LayerSDE(case, k, 2, 1.0, x[:1]).f(torch.tensor(0.0), x)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+        assert float((0.1 * network.step * std**2 * second).abs().max()) > 1e-3  # it matters
 
 
 class TensorNoise(Noise):
