@@ -27,6 +27,7 @@ _INDEX = {
     "LayeredNetwork": "kolmo.network",
     "ResidualNetwork": "kolmo.network",
     "Chain": "kolmo.chain",
+    "SDE": "kolmo.sde",
     "modified_equation": "kolmo.modified",
     "KolmoError": "kolmo.errors",
     "InputError": "kolmo.errors",
@@ -43,19 +44,21 @@ _MODULES = (
     "network",
     "noise",
     "pde",
+    "sde",
     "training",
 )
 
 __all__ = ["__version__", *_INDEX, *_MODULES]
 
 if TYPE_CHECKING:
-    from kolmo import chain, control, data, errors, experiments, loss, network, noise, pde, training
+    from kolmo import chain, control, data, errors, experiments, loss, network, noise, pde, sde, training
     from kolmo.chain import Chain
     from kolmo.data import Dataset
     from kolmo.errors import AuditError, InfeasibleError, InputError, KolmoError
     from kolmo.modified import modified_equation
     from kolmo.network import LayeredNetwork, ResidualNetwork
     from kolmo.problem import Problem
+    from kolmo.sde import SDE
 
 
 def __getattr__(name: str) -> Any:

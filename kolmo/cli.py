@@ -159,7 +159,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of data, weights and noise")
     parser.add_argument("--out", help="output folder (default runs/NAME)")
     parser.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
-    parser.add_argument("--quick", action="store_true", help="a small version, under 30 seconds")
+    parser.add_argument("--quick", action="store_true", help="a small version, under a minute")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 

@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from kolmo import Problem, ResidualNetwork, case, cli, data, noise
+from kolmo import Problem, ResidualNetwork, case, cli, data, experiments, noise
+from kolmo.config import Config
+from kolmo.errors import ResolutionError
+from kolmo.experiments.claims import Claim
 
 TINY = """
 [data]
@@ -258,7 +262,73 @@ def test_ctrl_c_saves_what_is_done(tiny: Path, tmp_path: Path) -> None:
 def test_experiments_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     """Names and summaries."""
     assert run("experiment", "--list") == 0
-    assert "overfitting" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for name in ("binary_classification", "overfitting", "estimators", "weak_order", "regularization"):
+        assert name in printed
+    assert "did you mean 'weak_order'" in refused(capsys, "experiment", "weak_orders")
+
+
+class _Short:
+    """A study that counts to two and is interrupted, or refused, on the way."""
+
+    name, summary, shipped = "short", "for the tests", "default"
+    failure: BaseException | None = None
+
+    def __init__(self, config: Config, quick: bool = False) -> None:
+        self.config, self.done, self.finished = config, 0, False
+
+    def run(self, progress: Any = None) -> None:
+        self.done = 1
+        if self.failure is not None:
+            raise self.failure
+        self.done, self.finished = 2, True
+
+    def claims(self) -> list[Claim]:
+        return [Claim("counts to two", self.done, 3, False)]
+
+    def results(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def tables(self) -> list[tuple[str, list[str], list[list[object]]]]:
+        return [("counting", ["done"], [[self.done]])]
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "status", "done"),
+    [
+        (None, 1, "finished", 2),
+        (KeyboardInterrupt(), 130, "interrupted", 1),
+        (ResolutionError("no mesh; take more cells"), 2, "refused", 1),
+    ],
+)
+def test_an_experiment_keeps_what_is_done(
+    failure: BaseException | None,
+    code: int,
+    status: str,
+    done: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A failed claim is exit code 1, an interrupt 130, a refusal 2; results.json tells how far it came."""
+    monkeypatch.setattr(_Short, "failure", failure)
+    monkeypatch.setitem(experiments.STUDIES, "short", _Short)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "short", _Short.summary)
+    assert run("experiment", "short", "--out", tmp_path / "run", "--quiet") == code
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["status"] == status and found["done"] == done
+    assert ("counting" in capsys.readouterr().out) == (status == "finished")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["estimators", "weak_order", "regularization", "overfitting"])
+def test_quick_experiments_hold(name: str, tmp_path: Path) -> None:
+    """`kolmo experiment NAME --quick`: all claims hold; results and figures are there."""
+    out = tmp_path / "run"
+    assert run("experiment", name, "--quick", "--quiet", "--out", out) == 0
+    results = json.loads((out / "results.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+    assert results["claims"] and all(claim["holds"] for claim in results["claims"])
+    assert all((out / f"{figure}.png").stat().st_size > 10_000 for figure in results["figures"])
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
