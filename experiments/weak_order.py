@@ -22,7 +22,6 @@ and DropConnect with hidden dropout: these four, and shake-shake, are run in 2-D
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,13 +33,11 @@ from kolmo.config import Config
 from kolmo.data import Dataset
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.progress import Progress, Silent
+from kolmo.experiments.weak_numbers import FULL, SMALL, Value, exact_value, modified_value
 from kolmo.loss import Logistic
 from kolmo.network import ResidualNetwork
 from kolmo.noise.base import Noise
-from kolmo.pde import BackwardKolmogorov
 from kolmo.pde.backend import resolve as resolve_backend
-from kolmo.pde.exact import ExactRecursion
-from kolmo.pde.propagator import Explicit
 from kolmo.problem import Problem
 
 ORDERS = (1, 2)
@@ -87,31 +84,6 @@ CASES = (
 )
 
 
-@dataclass(frozen=True)
-class Numerics:
-    """How the numbers of one dimension are made.
-
-    half_width: R of the box. meshes, grids: cells per direction, taken in turn until the error meets `aim`
-    (units of the loss). All data lie on nodes of every mesh, as interpolation errors do not extrapolate.
-    """
-
-    half_width: float
-    meshes: tuple[int, ...]
-    grids: tuple[int, ...]
-    aim: float
-    depths: tuple[int, ...]
-
-
-FULL = {
-    1: Numerics(6.0, (48, 96, 192, 384, 768, 1536), (192, 384, 768, 1536, 3072), 2e-7, (5, 10, 20, 40, 80)),
-    2: Numerics(2.5, (40, 60, 80, 120, 160), (60, 80, 120, 160), 5e-7, (5, 10, 20, 40)),
-}
-SMALL = {1: Numerics(6.0, (48, 96, 192, 384, 768, 1536), (192, 384, 768), 1e-6, (5, 10, 20, 40))}
-#: the box is judged by one wider by this factor, spacing kept, on the first mesh and grid
-_WIDER = 1.25
-#: points of a Gauss rule, and of the one that its error is judged by
-_GAUSS = (9, 7)
-
 #: three points of each class; hidden units (DropConnect has 2^(d m) outcomes); about |V W|: h |grad f| < 0.3
 _POINTS = {
     1: [[-1.25], [-0.75], [-0.25], [0.25], [0.5], [1.0]],
@@ -153,21 +125,6 @@ class Curve:
         layers = zip(*(self((k + 0.5) / depth) for k in range(depth)), strict=True)
         W, b, V = (torch.from_numpy(np.stack(w)) for w in layers)
         return ResidualNetwork.from_weights(W, b, V)
-
-
-@dataclass(frozen=True)
-class Value:
-    """J by one method; what its grid, its box and its Gauss rule may be off by, in units of the loss."""
-
-    value: float
-    cells: int
-    grid_error: float
-    box_error: float
-    quadrature_error: float = 0.0
-
-    @property
-    def error(self) -> float:
-        return self.grid_error + self.box_error + self.quadrature_error
 
 
 @dataclass(frozen=True)
@@ -303,59 +260,3 @@ class WeakOrder:
             title = f"order {order}: |J_modified - J_exact|, slope in h (in brackets: not fitted)"
             tables.append((title, columns, rows))
         return tables
-
-
-# the two numbers
-
-
-def exact_value(problem: Problem, numerics: Numerics) -> Value:
-    """J of the chain on the first grid that hardly differs from the one before."""
-
-    def value(cells: int, half_width: float = numerics.half_width, gauss: int = _GAUSS[0]) -> float:
-        recursion = ExactRecursion(problem, cells=cells, half_width=half_width, gauss=gauss, limit=False)
-        return float(recursion.expected_loss())
-
-    first = numerics.grids[0]
-    result, change, cells = _refined(value, numerics.grids, 1, numerics.aim)
-    coarse = value(first)
-    box = abs(value(round(_WIDER * first), _WIDER * numerics.half_width) - coarse)
-    return Value(result, cells, change, box, abs(value(first, gauss=_GAUSS[1]) - coarse))
-
-
-def modified_value(problem: Problem, numerics: Numerics, order: int, backend: str) -> Value:
-    """J of the modified equation, three meshes in a row extrapolated, as soon as that hardly changes."""
-    many = Explicit(cap=10**6)  # a stable step is always taken: these equations are small
-
-    def value(cells: int, half_width: float = numerics.half_width) -> float:
-        keys: dict[str, Any] = {"order": order, "backend": backend, "propagator": many, "limit": False}
-        return float(BackwardKolmogorov(problem, cells=cells, half_width=half_width, **keys).expected_loss())
-
-    first = numerics.meshes[0]
-    result, change, cells = _refined(value, numerics.meshes, 3, numerics.aim)
-    box = abs(value(round(_WIDER * first), _WIDER * numerics.half_width) - value(first))
-    return Value(result, cells, change, box)
-
-
-def _refined(
-    value: Callable[[int], float], cells: Sequence[int], terms: int, aim: float
-) -> tuple[float, float, int]:
-    """Extrapolated value, its last change, the cells reached: finer and finer until the change meets `aim`.
-
-    The change is taken for the error as it is: no order of convergence is trusted.
-    """
-    values: list[float] = []
-    latest, change, count = math.nan, math.inf, 0
-    while change > aim and count < len(cells):
-        values.append(value(cells[count]))
-        count += 1
-        if count >= terms:
-            before, latest = latest, extrapolated(cells[count - terms : count], values[-terms:])
-            change = abs(latest - before) if count > terms else math.inf
-    return latest, change, cells[count - 1]
-
-
-def extrapolated(cells: Sequence[int], values: Sequence[float]) -> float:
-    """The polynomial in cells^-2 through the values, at 0: errors in n^-2, n^-4, ... are removed."""
-    squares = np.array(cells, dtype=float) ** -2.0
-    weights = [np.prod([o / (o - s) for o in np.delete(squares, i)]) for i, s in enumerate(squares)]
-    return float(np.dot(weights, values))

@@ -13,7 +13,8 @@ from torch import Tensor
 from kolmo.config import Config
 from kolmo.experiments import weak_order as module
 from kolmo.experiments.claims import Claim
-from kolmo.experiments.weak_order import CASES, ORDERS, SHARE, Curve, Point, Value, WeakOrder, extrapolated
+from kolmo.experiments.weak_numbers import Value, extrapolated
+from kolmo.experiments.weak_order import CASES, ORDERS, SHARE, Curve, Point, WeakOrder
 from kolmo.figures_weak_order import weak_order as figure
 from kolmo.network import Jet
 from kolmo.noise import KINDS, BernoulliDropout
