@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -109,6 +110,21 @@ def refuse_model(problem: Problem, value: float, chain: float, allowed: float) -
     )
 
 
+def gradient_difference(
+    found: dict[str, torch.Tensor], reference: dict[str, torch.Tensor], *errors: dict[str, torch.Tensor]
+) -> tuple[float, float, float]:
+    """Relative difference of two gradients, its sampling error (2 standard errors), and their cosine."""
+
+    def vector(gradient: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([gradient[name].reshape(-1) for name in found])
+
+    left, right = vector(found), vector(reference)
+    size = float(right.norm()) or 1.0
+    sampling = 2 * math.hypot(*(float(vector(error).norm()) for error in errors)) / size
+    cosine = float(left @ right) / (float(left.norm() * right.norm()) or 1.0)
+    return float((left - right).norm()) / size, sampling, cosine
+
+
 def compare_gradients(
     pde: dict[str, torch.Tensor], chain: GradientEstimate, limit: float = 0.25
 ) -> tuple[Verdict, float]:
@@ -116,13 +132,7 @@ def compare_gradients(
 
     limit: the modified equation's share, relative to the gradient's norm.
     """
-    left = torch.cat([pde[name].reshape(-1) for name in pde])
-    right = torch.cat([chain.value[name].reshape(-1) for name in pde])
-    noise = torch.cat([chain.standard_error[name].reshape(-1) for name in pde])
-    size = float(right.norm()) or 1.0
-    relative = float((left - right).norm()) / size
-    sampling = 2 * float(noise.norm()) / size
-    cosine = float(left @ right) / (float(left.norm() * right.norm()) or 1.0)
+    relative, sampling, cosine = gradient_difference(pde, chain.value, chain.standard_error)
     tolerance = sampling + limit
     agree = relative <= tolerance
     reason = (

@@ -15,7 +15,7 @@ import torch
 
 from kolmo.chain import Chain, Estimate
 from kolmo.errors import InputError
-from kolmo.experiments.crosscheck import pde_value
+from kolmo.experiments.crosscheck import gradient_difference, pde_value
 from kolmo.modified import indefinite
 from kolmo.pde import BackwardKolmogorov, resolve_exact, value_gradient
 from kolmo.pde.domain import audit_domain, projected_step
@@ -218,22 +218,9 @@ def relative_gradient(found: Reached, reference: Reached) -> tuple[float, float,
     """Relative difference of two gradients, its sampling error (2 standard errors), and their cosine."""
     if found.gradient is None or reference.gradient is None:
         raise InputError("gradient: one of the estimates has none")
-    names = [name for name in found.gradient if not name.endswith("_se")]
-
-    def vector(gradient: dict[str, torch.Tensor], suffix: str = "") -> np.ndarray:
-        return np.concatenate(
-            [
-                gradient[n + suffix].detach().numpy().ravel()
-                for n in names
-                if not suffix or n + suffix in gradient
-            ]
-            or [np.zeros(1)]
-        )
-
-    left, right = vector(found.gradient), vector(reference.gradient)
-    noise = np.hypot(
-        np.linalg.norm(vector(found.gradient, "_se")), np.linalg.norm(vector(reference.gradient, "_se"))
-    )
-    size = float(np.linalg.norm(right)) or 1.0
-    cosine = float(left @ right) / (float(np.linalg.norm(left) * np.linalg.norm(right)) or 1.0)
-    return float(np.linalg.norm(left - right)) / size, 2 * float(noise) / size, cosine
+    values, errors = [], []
+    for gradient in (found.gradient, reference.gradient):
+        values.append({name: g.detach() for name, g in gradient.items() if not name.endswith("_se")})
+        sampled = {name[:-3]: e for name, e in gradient.items() if name.endswith("_se")}
+        errors += [sampled] if sampled else []
+    return gradient_difference(*values, *errors)

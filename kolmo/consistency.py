@@ -12,6 +12,7 @@ b are automatic. Source: Kloeden, Platen, 1992, section 5.5 (Ito-Taylor expansio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -139,7 +140,7 @@ def _compare(
     sums.add(sums.covariance, covariance, expected, products.var(dim=0) / len(products))
 
 
-def _derivatives(drift, x: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def _derivatives(drift: Callable[[Tensor], Tensor], x: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """grad b (Q, d, d) and a : hess b (Q, d) at points x (Q, d), by forward-mode differentiation."""
     dim = x.shape[1]
     basis = torch.eye(dim).to(x)

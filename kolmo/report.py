@@ -103,15 +103,16 @@ def write_study(study: Study, claims: list[Claim], folder: Path, *, seconds: flo
         if figure is not None:
             plotting.save(figure, folder, name)
             figures.append(name)
+    results = study.results()
     content = {
+        **results,
         "name": study.name,
         "status": status,
         "claims": [claim.as_dict() for claim in claims],
-        **study.results(),
         "figures": figures,
         "seed": study.config.run.seed,
         "versions": versions(),
-        "seconds": {"total": seconds},
+        "seconds": {**results.get("seconds", {}), "total": seconds},
     }
     write_json(folder / "results.json", plain(content))
 

@@ -319,8 +319,7 @@ def gaussian_outcomes(
     if gauss**dim > MOST_OUTCOMES:
         raise InputError(f"gauss: {gauss} points in {dim} dimensions are more than {MOST_OUTCOMES} outcomes")
     index = np.indices((gauss,) * dim).reshape(dim, -1).T
-    reason = "Gaussian increments with the same mean and covariance"
-    return Outcomes(base, factor, values[index], weights[index].prod(axis=1), reason)
+    return Outcomes(base, factor, values[index], weights[index].prod(axis=1))
 
 
 def _regressed(values: np.ndarray, jumps: np.ndarray, covariance: np.ndarray) -> np.ndarray:

@@ -37,15 +37,13 @@ class Outcomes:
     """One layer's increment as base + factor @ table[o] with probability weights[o].
 
     base (Q, d) and factor (Q, d, r): at the points, in units of length, differentiable in the
-    weights. table (O, r), weights (O,): the values of the r random numbers. approximate: why the
-    law is not the noise's own, where it is not.
+    weights. table (O, r), weights (O,): the values of the r random numbers.
     """
 
     base: Tensor
     factor: Tensor
     table: np.ndarray
     weights: np.ndarray
-    approximate: str = ""
 
 
 class Noise(ABC):

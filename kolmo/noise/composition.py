@@ -85,7 +85,7 @@ class Composition(Noise):
             )
             weights = np.outer(weights, other.weights).reshape(-1)
             factor = torch.cat([factor, other.factor], dim=-1)
-        return Outcomes(first.base, factor, table, weights, first.approximate)
+        return Outcomes(first.base, factor, table, weights)
 
     def settings(self) -> dict[str, Any]:
         return {"parts": [{"kind": part.kind, **part.settings()} for part in self.parts]}

@@ -18,7 +18,10 @@ GAUSS = 5
 class Law(ABC):
     """One centred random number e; the units of a layer are independent copies of it."""
 
-    variance: float
+    @property
+    @abstractmethod
+    def variance(self) -> float:
+        """E e^2."""
 
     @abstractmethod
     def draw(self, draws: Draws, units: int, shared: bool) -> Tensor:
@@ -37,7 +40,7 @@ class TwoPoint(Law):
     scale: float
 
     @property
-    def variance(self) -> float:  # type: ignore[override]
+    def variance(self) -> float:
         return self.scale**2 * self.p * (1 - self.p)
 
     def draw(self, draws: Draws, units: int, shared: bool) -> Tensor:
@@ -55,7 +58,7 @@ class Normal(Law):
     std: float
 
     @property
-    def variance(self) -> float:  # type: ignore[override]
+    def variance(self) -> float:
         return self.std**2
 
     def draw(self, draws: Draws, units: int, shared: bool) -> Tensor:
@@ -75,7 +78,7 @@ class Uniform(Law):
     half_width: float
 
     @property
-    def variance(self) -> float:  # type: ignore[override]
+    def variance(self) -> float:
         return (self.half_width / math.sqrt(3)) ** 2
 
     def draw(self, draws: Draws, units: int, shared: bool) -> Tensor:
