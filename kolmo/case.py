@@ -1,27 +1,29 @@
 """Case directories: a network, its noise, loss and data on disk.
 
-`problem.toml` (tables network, noise, loss, data), `points.csv` and `weights.npz` with
-arrays W (L, m, d), b (L, m), V (L, d, m).
+`problem.toml` (tables network, noise, loss, data), `points.csv` and `weights.npz` or
+`weights.safetensors` with arrays W (L, m, d), b (L, m), V (L, d, m).
 """
 
 from __future__ import annotations
 
-import zipfile
+import os
 from pathlib import Path
 
-import numpy as np
 import tomli_w
 import torch
 
-from kolmo import noise, toml
+from kolmo import noise, reading, toml, weights
 from kolmo.data import from_csv, to_csv
 from kolmo.errors import InputError
 from kolmo.files import write_atomically
 from kolmo.loss import Logistic, Loss
+from kolmo.modified import modified_equation
 from kolmo.network import ResidualNetwork
 from kolmo.problem import Problem
-from kolmo.text import nearest
+from kolmo.text import nearest, shown
 
+#: the weights' file by format
+_WEIGHTS = {"npz": "weights.npz", "safetensors": "weights.safetensors"}
 _TABLES = {
     "network": ("weights", "activation", "horizon"),
     "noise": None,
@@ -30,38 +32,18 @@ _TABLES = {
 }
 
 
-def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Arrays W, b, V of an npz file, never unpickled; raises InputError that names the array."""
-    try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in ("W", "b", "V") if name not in archive.files]
-            if missing:
-                raise InputError(f"{path}: array {missing[0]} is missing; expected arrays W, b and V")
-            arrays = {name: archive[name] for name in ("W", "b", "V")}
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or 'not an npz file'}") from error
-    except (ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not an npz file of plain arrays") from error
-    for name, array in arrays.items():
-        if not np.issubdtype(array.dtype, np.floating) and not np.issubdtype(array.dtype, np.integer):
-            raise InputError(f"{path}: array {name} has type {array.dtype}, expected real numbers")
-    return {name: torch.from_numpy(array.astype(np.float64)) for name, array in arrays.items()}
-
-
 def make_loss(settings: dict[str, object]) -> Loss:
     """The loss of a [loss] table (logistic, scale 4 by default)."""
     kind = settings.get("kind", "logistic")
     if kind != "logistic":
-        raise InputError(f"loss.kind: {kind!r} is unknown{nearest(str(kind), ['logistic'])}")
+        raise InputError(f"loss.kind: {shown(kind)} is unknown{nearest(str(kind), ['logistic'])}")
     return Logistic(settings.get("scale", 4.0))  # type: ignore[arg-type]  # Logistic checks it
 
 
 def load(directory: str | Path) -> Problem:
     """The problem in a case directory. Raises InputError that names the file and what is wrong."""
     directory = Path(directory)
-    if not directory.is_dir():
+    if not reading.is_folder(directory):
         raise InputError(f"{directory}: not a directory; expected a case with problem.toml and weights.npz")
     path = directory / "problem.toml"
     tables = toml.read(path)
@@ -70,41 +52,75 @@ def load(directory: str | Path) -> Problem:
     for name, known in _TABLES.items():
         if known is not None:
             toml.check_keys(sections[name], known, f"{path}: [{name}]")
-    network, data = sections["network"], sections["data"]
-    files = {}
-    for table, key, default in ((network, "weights", "weights.npz"), (data, "points", "points.csv")):
-        files[key] = table.get(key, default)
-        if not isinstance(files[key], str):
-            raise InputError(f"{path}: {key} is {files[key]!r}, expected a file name")
+    network = sections["network"]
     horizon = network.get("horizon", 1.0)
-    if not isinstance(horizon, (int, float)):
-        raise InputError(f"{path}: network.horizon is {horizon!r}, expected a positive number")
-    weights = load_weights(directory / files["weights"])
-    points = from_csv(directory / files["points"])
+    if not isinstance(horizon, (int, float)) or isinstance(horizon, bool):
+        raise InputError(f"{path}: network.horizon is {shown(horizon)}, expected a positive number")
+    activation = _text(network, "activation", "tanh", path)
+    name = _text(network, "weights", _weights_there(directory), path)
+    points = from_csv(directory / _text(sections["data"], "points", "points.csv", path))
+    arrays = weights.load(directory / name)
     try:
-        model = ResidualNetwork.from_weights(
-            **weights, horizon=horizon, activation=network.get("activation", "tanh")
-        )
-        return Problem(points, model, noise.from_settings(sections["noise"]), make_loss(sections["loss"]))
+        model = ResidualNetwork.from_weights(**arrays, horizon=horizon, activation=activation)
+        found = Problem(points, model, noise.from_settings(sections["noise"]), make_loss(sections["loss"]))
+        return checked(found)
     except InputError as error:
         raise InputError(f"{directory}: {error}") from error
 
 
-def save(problem: Problem, directory: str | Path) -> None:
-    """Write a problem as a case directory that `load` and `kolmo evaluate` read."""
+def checked(problem: Problem) -> Problem:
+    """The problem, once its noise was asked for its moments in every layer.
+
+    Raises InputError where noise and network do not fit (schedules of another length, branches of an odd
+    number of units), before anything was computed or written.
+    """
+    with torch.no_grad():
+        modified_equation(problem.network, problem.noise, problem.data.points[:1], order=1)
+    return problem
+
+
+def _text(table: dict[str, object], key: str, default: str, path: Path) -> str:
+    value = table.get(key, default)
+    if not isinstance(value, str):
+        raise InputError(f"{path}: {key} is {shown(value)}, expected a text")
+    return value
+
+
+def _weights_there(directory: Path) -> str:
+    """The name of the weights' file; two of them would leave open which one is meant."""
+    found = [name for name in _WEIGHTS.values() if os.path.lexists(directory / name)]
+    if len(found) > 1:
+        raise InputError(f"{directory}: has {' and '.join(found)}, expected one of them")
+    return found[0] if found else _WEIGHTS["npz"]
+
+
+def save(problem: Problem, directory: str | Path, format: str = "npz") -> None:
+    """Write a problem as a case directory that `load` and `kolmo evaluate` read.
+
+    format: of the weights, 'npz' or 'safetensors'. Raises InputError where the directory holds weights
+    in the other one: nobody could tell which are meant.
+    """
+    if format not in _WEIGHTS:
+        raise InputError(f"format: {format!r} is unknown{nearest(format, _WEIGHTS)}")
     network = problem.network
     if not isinstance(network, ResidualNetwork):
         raise InputError("case: only the built-in residual block can be written as a case")
     if noise.KINDS.get(problem.noise.kind) is not type(problem.noise):
         raise InputError(f"case: noise {problem.noise.kind!r} is not one that problem.toml can name")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays = {name: getattr(network, name).detach().numpy() for name in ("W", "b", "V")}
-    write_atomically(directory / "weights.npz", lambda file: np.savez(file, **arrays))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be made: {error.strerror}") from error
+    there = _weights_there(directory)
+    if there != _WEIGHTS[format] and os.path.lexists(directory / there):
+        raise InputError(f"{directory}: has {there}; remove it before {_WEIGHTS[format]} is written")
+    arrays = {name: getattr(network, name).detach().numpy() for name in weights.NAMES}
+    write_atomically(directory / _WEIGHTS[format], lambda file: weights.save(arrays, file, format))
     to_csv(problem.data, directory / "points.csv")
     tables = {
         "network": {
-            "weights": "weights.npz",
+            "weights": _WEIGHTS[format],
             "activation": network.activation.name,
             "horizon": network.horizon,
         },

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -16,14 +17,14 @@ from typing import Any, get_type_hints
 
 import tomli_w
 
-from kolmo import data, noise, toml
-from kolmo.case import make_loss
+from kolmo import data, noise, sizes, toml
+from kolmo.case import checked, make_loss
 from kolmo.data import Dataset, from_csv
 from kolmo.errors import InputError
 from kolmo.network import ResidualNetwork
 from kolmo.pde.mesh import DEFAULT_CELLS
 from kolmo.problem import Problem
-from kolmo.text import nearest
+from kolmo.text import nearest, shown
 
 Check = Callable[[Any], bool]
 
@@ -170,18 +171,18 @@ class Config:
                 raise InputError(
                     f"{settings.test_file}: {test.dim} features, {settings.file} has {train.dim}"
                 )
-            return train, test
-        kind, seed = settings.kind or "moons", self.run.seed
-        return (
-            data.synthetic(kind, settings.train, settings.noise, seed),
-            data.synthetic(kind, settings.test, settings.noise, seed + 1_000_003),
-        )
+        else:
+            kind, seed = settings.kind or "moons", self.run.seed
+            train = data.synthetic(kind, settings.train, settings.noise, seed)
+            test = data.synthetic(kind, settings.test, settings.noise, seed + 1_000_003)
+        sizes.check(self, train, test)
+        return train, test
 
     def problem(self, train: Dataset) -> Problem:
         """The training problem with freshly drawn initial weights."""
         n = self.network
         network = ResidualNetwork(train.dim, n.width, n.depth, n.horizon, n.activation, seed=self.run.seed)
-        return Problem(train, network, noise.from_settings(self.noise), make_loss(self.loss))
+        return checked(Problem(train, network, noise.from_settings(self.noise), make_loss(self.loss)))
 
     def validated(self) -> Config:
         """This configuration, once every value has been looked at. Raises InputError."""
@@ -196,7 +197,9 @@ class Config:
         for name, values in (("cells", c.cells), ("iterations", c.iterations)):
             for value in values:
                 if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 4096:
-                    raise InputError(f"[control]: {name} has {value!r}, expected integers from 2 to 4096")
+                    raise InputError(
+                        f"[control]: {name} has {shown(value)}, expected integers from 2 to 4096"
+                    )
         noise.from_settings(self.noise)
         make_loss(self.loss)
         toml.check_keys(self.loss, ("kind", "scale"), "[loss]")
@@ -242,9 +245,9 @@ def load(path: str | Path) -> Config:
     if str(path) == "":
         raise InputError("--config: empty, expected a TOML file or the name of a shipped configuration")
     path = Path(path)
-    if not path.exists() and str(path).removesuffix(".toml") in known:
+    if not os.path.exists(path) and str(path).removesuffix(".toml") in known:
         path = known[str(path).removesuffix(".toml")]
-    elif not path.exists():
+    elif not os.path.exists(path):
         raise InputError(f"{path}: no such file, nor a shipped configuration{nearest(str(path), known)}")
     tables = toml.read(path)
     config = Config()
@@ -259,6 +262,8 @@ def load(path: str | Path) -> Config:
             _fill(getattr(config, name), section, f"{path}: [{name}]")
     for key in ("file", "test_file"):
         value = getattr(config.data, key)
+        if "\0" in value:
+            raise InputError(f"{path}: [data]: {key} is {shown(value)}, expected a file name")
         if value and not Path(value).is_absolute():
             setattr(config.data, key, str(path.parent / value))
     try:
@@ -279,11 +284,11 @@ def _fill(settings: Any, section: dict[str, Any], where: str) -> None:
         right = isinstance(value, list) if hints[key] not in kinds else isinstance(value, hints[key])
         if not right or isinstance(value, bool):
             raise InputError(
-                f"{where}: {key} is {value!r}, expected {kinds.get(hints[key], 'a list of integers')}"
+                f"{where}: {key} is {shown(value)}, expected {kinds.get(hints[key], 'a list of integers')}"
             )
         metadata = fields[key].metadata
         if metadata and not metadata["check"](value):
-            raise InputError(f"{where}: {key} is {value!r}, expected {metadata['expected']}")
+            raise InputError(f"{where}: {key} is {shown(value)}, expected {metadata['expected']}")
         setattr(settings, key, value)
 
 

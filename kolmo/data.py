@@ -7,26 +7,41 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kolmo import memory, reading
 from kolmo.errors import InputError
 from kolmo.files import write_text
-from kolmo.text import nearest
+from kolmo.text import nearest, shown
+
+#: rows and numbers of the largest CSV file; a million points are as many as [data] can ask for
+MOST_POINTS, MOST_NUMBERS = 10**6, 2 * 10**7
+#: bytes of a CSV file's longest line, and from which its number of rows is estimated
+LONGEST_LINE, _HEAD = 2**20, 2**16
+#: largest noise of a synthetic set, whose points lie in [-2, 2]^d
+_MOST_NOISE = 100.0
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Points (M, d), float64, and labels (M,), 0 or 1. Raises InputError on anything else."""
+    """Points (M, d), float64, and labels (M,), 0 or 1. Raises InputError on anything else.
+
+    one_class: points of one label only will do, as for a single value u(x, 0).
+    """
 
     points: Tensor
     labels: Tensor
     name: str = "data"
+    one_class: bool = False
 
     def __post_init__(self) -> None:
         points = torch.as_tensor(self.points, dtype=torch.float64)
@@ -43,7 +58,7 @@ class Dataset:
         present = {float(v) for v in labels.unique()}
         if not present <= {0.0, 1.0}:
             raise InputError(f"{self.name}: labels are {_some(present)}, expected 0 and 1")
-        if present != {0.0, 1.0}:
+        if present != {0.0, 1.0} and not self.one_class:
             missing = ({0, 1} - {int(v) for v in present}).pop()
             raise InputError(f"{self.name}: class {missing} has no points, both classes are needed")
         object.__setattr__(self, "points", points)
@@ -149,56 +164,104 @@ def synthetic(kind: str, samples: int, noise: float | None, seed: int) -> Datase
         raise InputError(f"data.kind: {kind!r} is unknown{nearest(kind, KINDS)}")
     if noise is None:
         return KINDS[kind](samples, seed=seed)
-    if not (isinstance(noise, (int, float)) and 0 <= noise < math.inf):
-        raise InputError(f"data.noise: {noise!r} is not a finite number >= 0")
-    return KINDS[kind](samples, noise=noise, seed=seed)
+    if not (isinstance(noise, (int, float)) and 0 <= noise <= _MOST_NOISE):
+        raise InputError(f"data.noise: {noise!r} is not a number from 0 to {_MOST_NOISE:g}")
+    return KINDS[kind](samples, noise=noise + 0.0, seed=seed)  # numpy takes -0.0 for negative
 
 
 def from_csv(path: str | Path) -> Dataset:
     """Points from a CSV file with header x1,...,xd,label and labels 0 or 1.
 
-    Raises InputError with the file and line for anything unreadable, ragged or not finite.
+    Raises InputError with the file and line for anything unreadable, ragged or not finite, and for more
+    than MOST_POINTS rows: before they are read, where the size of the file tells.
     """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: cannot be read as CSV: {reason}") from error
-    if not rows or not any(rows[0]):
-        raise InputError(f"{path}: empty, expected a header x1,...,xd,label")
-    header = [name.strip() for name in rows[0]]
-    expected = [f"x{i}" for i in range(1, len(header))] + ["label"]
-    if header != expected or len(header) < 2:
-        raise InputError(f"{path}: header is {','.join(header)[:80]!r}, expected x1,...,xd,label")
-    numbers: list[list[float]] = []
-    for line, row in enumerate(rows[1:], start=2):
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise InputError(f"{path}, line {line}: {len(row)} fields, expected {len(header)}")
+    numbers = array("d")
+    with reading.opened(path) as file:
+        _refuse_many_rows(file, path)
+        rows = csv.reader(_lines(file, path), strict=True)
         try:
-            numbers.append([float(field) for field in row])
-        except ValueError:
-            wrong = next(field for field in row if not _is_number(field))
-            raise InputError(f"{path}, line {line}: {wrong[:40]!r} is not a number") from None
-        if not all(math.isfinite(v) for v in numbers[-1]):
-            raise InputError(f"{path}, line {line}: a value is NaN or infinite")
-        if numbers[-1][-1] not in (0.0, 1.0):
-            raise InputError(f"{path}, line {line}: label {row[-1].strip()[:40]!r}, expected 0 or 1")
+            columns = _columns(next(rows, []), path)
+            for row in rows:
+                if row:
+                    numbers.extend(_point(row, columns, f"{path}, line {rows.line_num}"))
+                if len(numbers) > min(MOST_POINTS * columns, MOST_NUMBERS):
+                    raise _too_many(path, f"{rows.line_num - 1} rows of {columns} numbers")
+        except csv.Error as error:
+            raise InputError(f"{path}, line {rows.line_num}: cannot be read as CSV: {error}") from error
     if not numbers:
         raise InputError(f"{path}: no points below the header")
-    table = np.array(numbers)
+    table = np.frombuffer(numbers).reshape(-1, columns)
     return _standard(table[:, :-1], table[:, -1], str(path))
 
 
-def _is_number(text: str) -> bool:
+def _refuse_many_rows(file: BinaryIO, path: Path) -> None:
+    """An estimate from the size of the file and its first lines, with room for longer ones below."""
+    size, head = reading.size(file), file.read(_HEAD)
+    file.seek(0)
+    rows = size * head.count(b"\n") / max(1, len(head))
+    if rows > 1.5 * MOST_POINTS:
+        raise _too_many(path, f"about {rows:.1g} rows in {memory.gib(size)}")
+
+
+def _too_many(path: Path, found: str) -> InputError:
+    return InputError(
+        f"{path}: {found}, at most {MOST_POINTS} rows and {MOST_NUMBERS} numbers are read; take a sample"
+    )
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
+    """Decoded lines, none of them endless."""
+    for number in count(1):
+        raw = file.readline(LONGEST_LINE + 1)
+        if not raw:
+            return
+        if len(raw) > LONGEST_LINE:
+            raise InputError(f"{path}, line {number}: longer than {LONGEST_LINE} bytes")
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}, line {number}: not UTF-8 text") from error
+        if "\0" in line:
+            raise InputError(f"{path}, line {number}: a NUL byte, expected text")
+        yield line
+
+
+def _columns(row: list[str], path: Path) -> int:
+    """How many columns a right header has."""
+    header = [name.strip() for name in row]
+    if not any(header):
+        raise InputError(f"{path}: empty, expected a header x1,...,xd,label")
+    if header != [f"x{i}" for i in range(1, len(header))] + ["label"] or len(header) < 2:
+        raise InputError(f"{path}: header is {shown(','.join(header))}, expected x1,...,xd,label")
+    return len(header)
+
+
+def _point(row: list[str], columns: int, where: str) -> list[float]:
+    """Features and label of a row."""
+    if len(row) != columns:
+        raise InputError(f"{where}: {len(row)} fields, expected {columns}")
+    point = []
+    for field in row:
+        number = _number(field)
+        if number is None:
+            raise InputError(f"{where}: {shown(field)} is not a number")
+        point.append(number)
+    if not all(map(math.isfinite, point)):
+        raise InputError(f"{where}: a value is NaN or infinite")
+    if point[-1] not in (0.0, 1.0):
+        raise InputError(f"{where}: label {shown(row[-1].strip())}, expected 0 or 1")
+    return point
+
+
+def _number(text: str) -> float | None:
+    """float(text), but for what Python takes and no other program does: 1_000 and digits beyond ASCII."""
+    if "_" in text or not text.isascii():
+        return None
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def to_csv(data: Dataset, path: str | Path) -> None:

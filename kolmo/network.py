@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from kolmo import memory
 from kolmo.activation import Activation
 from kolmo.activation import activation as find_activation
 from kolmo.errors import InputError
@@ -59,17 +60,21 @@ class Jet(ABC):
         raise InputError(_NO_BRANCHES)
 
 
+def _positive(name: str, number: float) -> int:
+    if not (math.isfinite(number) and int(number) == number and number >= 1):
+        raise InputError(f"network.{name}: {number!r} is not a positive integer")
+    return int(number)
+
+
 class LayeredNetwork(nn.Module, ABC):
     """Residual network on R^d with `depth` layers and horizon T; subclasses give `block`."""
 
     def __init__(self, dim: int, depth: int, horizon: float = 1.0) -> None:
         super().__init__()
-        for name, number in (("dim", dim), ("depth", depth)):
-            if int(number) != number or number < 1:
-                raise InputError(f"network.{name}: {number!r} is not a positive integer")
+        self.dim, self.depth = _positive("dim", dim), _positive("depth", depth)
         if not (math.isfinite(horizon) and horizon > 0):
             raise InputError(f"network.horizon: {horizon!r} is not a positive number")
-        self.dim, self.depth, self.horizon = int(dim), int(depth), float(horizon)
+        self.horizon = float(horizon)
 
     #: whether grad f exists and is differentiable, as order 2 demands
     twice_differentiable: bool = True
@@ -195,7 +200,7 @@ class ResidualNetwork(LayeredNetwork):
     Weights (float64): W (L, m, d), b (L, m), V (L, d, m); m = `width` hidden units.
     Initial weights are Gaussian with h |V W| well below the step that the modified
     equation needs, the same for the same `seed` (None: different every time, which several
-    processes must not do). Raises InputError on a bad size.
+    processes must not do). Raises InputError on a bad size, or one beyond memory.
     """
 
     def __init__(
@@ -208,9 +213,12 @@ class ResidualNetwork(LayeredNetwork):
         seed: int | None = 0,
     ) -> None:
         super().__init__(dim, depth, horizon)
-        if int(width) != width or width < 1:
-            raise InputError(f"network.width: {width!r} is not a positive integer")
-        self.width = int(width)
+        self.width = _positive("width", width)
+        memory.require(
+            memory.network(self.dim, self.width, self.depth),
+            f"network: {self.depth} layers of {self.width} units in {self.dim} dimensions",
+            "take fewer layers or units",
+        )
         self.activation: Activation = find_activation(activation)
         self.twice_differentiable = self.activation.twice_differentiable
         generator = torch.Generator()

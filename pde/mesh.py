@@ -7,6 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
+from kolmo import memory
 from kolmo.errors import InputError
 
 #: cells per direction when the user does not say
@@ -62,7 +63,8 @@ def box_mesh(dim: int, cells: int, half_width: float) -> Mesh:
     """The Kuhn triangulation of [-R, R]^d: `cells` intervals a direction, d! simplices a cube.
 
     Translation invariant, so that consistent mass gives fourth-order dispersion on smooth
-    transport. Raises InputError on d other than 1, 2, 3, cells < 2 or R <= 0.
+    transport. Raises InputError on d other than 1, 2, 3, cells < 2, R <= 0, or a mesh larger
+    than memory.
     """
     check_dim(dim)
     if int(cells) != cells or cells < 2:
@@ -70,6 +72,9 @@ def box_mesh(dim: int, cells: int, half_width: float) -> Mesh:
     if not (np.isfinite(half_width) and half_width > 0):
         raise InputError(f"half_width: {half_width!r} is not a positive number")
     n = int(cells)
+    memory.require(
+        memory.mesh(dim, n), f"cells: a mesh of {n} cells a direction in {dim}-D", "take fewer cells"
+    )
     axis = np.linspace(-half_width, half_width, n + 1)
     points = np.stack(np.meshgrid(*[axis] * dim, indexing="ij"), axis=-1).reshape(-1, dim)
     stride = (n + 1) ** np.arange(dim - 1, -1, -1)
