@@ -7,16 +7,20 @@ chain, and the four are compared as `kolmo compare` does.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from kolmo import control, noise
+from kolmo import control, noise, training
+from kolmo.checkpoint import Checkpoint, Memo, State
 from kolmo.config import Config
+from kolmo.consistency import OneStep
 from kolmo.control.admissible import Box
 from kolmo.data import moons
 from kolmo.device import resolve as resolve_device
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.comparison import Comparison
-from kolmo.experiments.estimators import ESTIMATORS, Options
+from kolmo.experiments.estimators import ESTIMATORS, Options, Reached
 from kolmo.experiments.progress import Progress, Silent
 from kolmo.network import ResidualNetwork
 from kolmo.noise import Noise
@@ -69,21 +73,28 @@ class FourWays:
             seed=config.run.seed,
         )
         self.comparisons: dict[str, Comparison] = {}
+        self.memo = Memo()
 
     def run(self, progress: Progress | None = None) -> None:
         """Train and compare for every noise. Raises KolmoError where fewer than two estimators answer."""
         progress = progress or Silent()
-        for name, settings in self.noises.items():
+        for number, (name, settings) in enumerate(self.noises.items()):
             progress.start(name, 1 + len(ESTIMATORS))
-            problem = self._trained(noise.from_settings(settings))
+            problem = self._problem(noise.from_settings(settings))
+            weights = self.memo.remember(f"{number}-trained", partial(self._train, problem))
+            training.set_weights(problem.network, weights)
             progress.advance("trained")
-            self.comparisons[name] = Comparison(problem, self.options).run(progress=progress)
+            compare = partial(self._compare, problem, progress)
+            found = self.memo.remember(f"{number}-compared", compare)
+            self.comparisons[name] = self._comparison(problem, found)
 
-    def _trained(self, model: Noise) -> Problem:
+    def _problem(self, model: Noise) -> Problem:
         seed = self.config.run.seed
         # 4 hidden units: the masks of DropConnect's 8 weights can still be summed over
         network = ResidualNetwork(2, 4, self.depth, seed=seed)
-        problem = Problem(moons(self.points, seed=seed), network, model)
+        return Problem(moons(self.points, seed=seed), network, model)
+
+    def _train(self, problem: Problem, checkpoint: Checkpoint) -> State:
         control.train(
             problem,
             (WeightDecay(3e-3), StepPenalty(threshold=0.3)),
@@ -91,9 +102,24 @@ class FourWays:
             cells=(40,),
             iterations=(self.iterations,),
             admissible=Box(5.0),
-            seed=seed,
+            seed=self.config.run.seed,
+            checkpoint=checkpoint,
         )
-        return problem
+        return training.weights_of(problem.network)
+
+    def _compare(self, problem: Problem, progress: Progress, checkpoint: Checkpoint) -> State:
+        """What a comparison finds, as a memo keeps it."""
+        found = Comparison(problem, self.options).run(progress=progress)
+        return {
+            "reached": [asdict(one) for one in found.reached.values()],
+            "refused": found.refused,
+            "step": None if found.step is None else asdict(found.step),
+        }
+
+    def _comparison(self, problem: Problem, found: State) -> Comparison:
+        reached = {one["name"]: Reached(**one) for one in found["reached"]}
+        step = None if found["step"] is None else OneStep(**found["step"])
+        return Comparison(problem, self.options, reached, found["refused"], step)
 
     @property
     def finished(self) -> bool:

@@ -12,7 +12,6 @@ recursion, and checked against the chain.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 
 from kolmo import control, training
 from kolmo.chain import Chain
+from kolmo.checkpoint import Checkpoint
 from kolmo.control.admissible import Box
 from kolmo.control.lbfgs import lbfgs
 from kolmo.control.objective import Objective
@@ -96,12 +96,17 @@ class Optimum:
 
 
 def reach(
-    method: str, problem: Problem, penalties: Sequence[Penalty], effort: Effort, seed: int, backend: str
+    method: str,
+    problem: Problem,
+    penalties: Sequence[Penalty],
+    effort: Effort,
+    seed: int,
+    backend: str,
+    checkpoint: Checkpoint,
 ) -> Optimum:
     """Train the problem's network in place and measure it. Raises KolmoError on a refusal."""
-    start = time.perf_counter()
-    status = _train(method, problem, penalties, effort, seed, backend)
-    seconds = time.perf_counter() - start
+    status = _train(method, problem, penalties, effort, seed, backend, checkpoint)
+    seconds = checkpoint.seconds
     exact = resolve_exact(problem, tolerance=_AIM)
     chain = Chain(problem, seed=seed + 101).estimate(max(effort.paths, 2 * len(problem.data)))
     with torch.no_grad():
@@ -121,17 +126,39 @@ def reach(
 
 
 def _train(
-    method: str, problem: Problem, penalties: Sequence[Penalty], effort: Effort, seed: int, backend: str
+    method: str,
+    problem: Problem,
+    penalties: Sequence[Penalty],
+    effort: Effort,
+    seed: int,
+    backend: str,
+    checkpoint: Checkpoint,
 ) -> str:
     """One training, in place; returns how the optimiser ended."""
     box, tolerance = Box(effort.radius), effort.tolerance
     if method == "stochastic":
         steps, rate = effort.steps, effort.learning_rate
-        training.train(problem, penalties, steps=steps, paths=effort.masks, learning_rate=rate, seed=seed)
+        training.train(
+            problem,
+            penalties,
+            steps=steps,
+            paths=effort.masks,
+            learning_rate=rate,
+            seed=seed,
+            checkpoint=checkpoint,
+        )
         return f"{steps} steps"
     if method == "explicit":
         objective = Objective(problem.network, ExplicitPenalty(problem).expected_loss, penalties)
-        result = lbfgs(objective, objective.theta, box, iterations=effort.explicit, tolerance=tolerance)
+        result = lbfgs(
+            objective,
+            objective.theta,
+            box,
+            iterations=effort.explicit,
+            tolerance=tolerance,
+            callback=lambda step: checkpoint.offer(step.state),
+            resume=checkpoint.load(),
+        )
         return f"{result.status} after {result.iterations}"
     grids = {"control": effort.control, "exact": effort.exact, CONTINUED: effort.continued}[method]
     outcome = control.train(
@@ -144,6 +171,7 @@ def _train(
         tolerance=tolerance,
         admissible=box,
         seed=seed,
+        checkpoint=checkpoint,
     )
     return f"{outcome.result.status} after {outcome.iterations}"
 

@@ -9,12 +9,14 @@ networks trained with dropout are used.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from kolmo import control, training
+from kolmo.checkpoint import Checkpoint, Memo
 from kolmo.config import Config
 from kolmo.control.admissible import Box
 from kolmo.experiments.claims import Claim
@@ -36,6 +38,7 @@ class Overfitting:
         self.config, self.seeds = config, 3 if quick else 5
         self.confidence = 0.8 if quick else 0.95
         self.rows: list[dict[str, tuple[float, float]]] = []
+        self.memo = Memo()
 
     def run(self, progress: Progress | None = None) -> None:
         """Train all methods for every seed. Raises KolmoError where one cannot be answered for."""
@@ -47,11 +50,13 @@ class Overfitting:
             config = copy.deepcopy(self.config)
             config.run.seed = seed
             for method in METHODS:
-                row[method] = self._losses(config, method)
+                losses = partial(self._losses, config, method)
+                train, test = self.memo.remember(f"seed-{seed}-{method}", losses)
+                row[method] = train, test
                 progress.advance(f"seed {seed}, {method}: test loss {row[method][1]:.4f}")
             self.rows.append(row)
 
-    def _losses(self, config: Config, method: str) -> tuple[float, float]:
+    def _losses(self, config: Config, method: str, checkpoint: Checkpoint) -> tuple[float, float]:
         train, test = config.datasets()
         problem = config.problem(train)
         penalties = (WeightDecay(config.penalty.weight_decay), StepPenalty())
@@ -67,6 +72,7 @@ class Overfitting:
                 tolerance=c.tolerance,
                 admissible=Box(c.radius),
                 seed=config.run.seed,
+                checkpoint=checkpoint,
             )
         else:
             noisy = method == "stochastic"
@@ -78,6 +84,7 @@ class Overfitting:
                 paths=config.stochastic.paths if noisy else 1,
                 learning_rate=settings.learning_rate,
                 seed=config.run.seed,
+                checkpoint=checkpoint,
             )
         with torch.no_grad():
             losses = [float(problem.loss(problem.network(d.points), d.labels).mean()) for d in (train, test)]

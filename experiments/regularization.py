@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from kolmo import config as configuration
+from kolmo import training
+from kolmo.checkpoint import Checkpoint, Memo, State
 from kolmo.config import Config
 from kolmo.errors import AuditError, InfeasibleError, InputError, KolmoError
 from kolmo.experiments import optima as trainings
@@ -113,6 +115,7 @@ class Regularization:
     optima: dict[float, dict[str, Optimum]] = field(default_factory=dict)
     refused: dict[tuple[float, str], str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
 
     name = "regularization"
     summary = "dropout as an explicit penalty: its value four ways, its density, and training with it"
@@ -141,9 +144,9 @@ class Regularization:
         """All stages; what is done already stays. Raises KolmoError where one cannot be answered for."""
         progress = progress or Silent()
         for stage in (self._train_own, self._look_at_rates, self._train_all):
-            start, name = time.perf_counter(), stage.__name__.strip("_")
             stage(progress)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            name = stage.__name__.strip("_")
+            self.seconds[name] = sum(s for key, s in self.memo.seconds.items() if key.startswith(name))
 
     @property
     def finished(self) -> bool:
@@ -159,8 +162,18 @@ class Regularization:
         problem = self.config.problem(self.data)
         return problem if self.network is None else problem.with_network(self.network)
 
-    def _reach(self, method: str, problem: Problem, effort: Effort) -> Optimum:
-        return reach(method, problem, self.penalties, effort, self.config.run.seed, self.backend)
+    def _reached(self, method: str, problem: Problem, effort: Effort, checkpoint: Checkpoint) -> State:
+        """Train the problem's network and measure it: optimum and weights, as a memo keeps them."""
+        seed = self.config.run.seed
+        optimum = reach(method, problem, self.penalties, effort, seed, self.backend, checkpoint)
+        return {"optimum": asdict(optimum), "weights": training.weights_of(problem.network)}
+
+    def _or_refused(self, method: str, problem: Problem, effort: Effort, checkpoint: Checkpoint) -> State:
+        """The same, or why it is refused and the weights where that was."""
+        try:
+            return self._reached(method, problem, effort, checkpoint)
+        except (InfeasibleError, AuditError) as refusal:
+            return {"refused": str(refusal), "weights": training.weights_of(problem.network)}
 
     def _train_own(self, progress: Progress) -> None:
         settings, control = self.config.stochastic, self.config.control
@@ -177,7 +190,10 @@ class Regularization:
         for method in OWN:
             if method not in self.own:
                 problem = self.config.problem(self.data)
-                self.own[method] = self._reach(method, problem, effort)
+                train = partial(self._reached, method, problem, effort)
+                kept = self.memo.remember(f"train_own-{method}", train)
+                training.set_weights(problem.network, kept["weights"])
+                self.own[method] = Optimum(**kept["optimum"])
                 self.network = problem.network if method == OWN[0] else self.network
             progress.advance(f"{method}: objective {self.own[method].sampled:.5f}")
 
@@ -189,15 +205,24 @@ class Regularization:
         strongest, unit = at_rate(problem, largest), at_rate(problem, 1.0)
         if self.forms is None or self.mesh is None:
             box = choose_half_width(strongest)
-            coarse = MeshPenalty(unit, plan.coarse, box, largest, self.backend)
-            self.mesh = MeshPenalty(unit, plan.mesh, box, largest, self.backend)
-            self.forms = remainder.measure_forms(problem, self.mesh, coarse)
+            mesh = self.mesh = MeshPenalty(unit, plan.mesh, box, largest, self.backend)
+
+            def measure_forms(checkpoint: Checkpoint) -> State:
+                coarse = MeshPenalty(unit, plan.coarse, box, largest, self.backend)
+                return asdict(remainder.measure_forms(problem, mesh, coarse))
+
+            kept = self.memo.remember("look_at_rates-forms", measure_forms)
+            self.forms = Forms(**{**kept, "steps": tuple(map(tuple, kept["steps"]))})
         progress.advance(f"R = {self.forms.path:.5f} at keep 0.5")
         rates = Rates(problem, self.mesh, plan.grid, exact_half_width(strongest))
         for number in range(len(self.rates), len(plan.rates)):
             keep, seed = plan.rates[number], 7919 * (self.config.run.seed + 1) + number
-            self.rates.append(rates.measure(keep, max(plan.paths, 2 * len(self.data)), seed))
+            measure = partial(self._rate, rates, keep, max(plan.paths, 2 * len(self.data)), seed)
+            self.rates.append(Rate(**self.memo.remember(f"look_at_rates-{keep:g}", measure)))
             progress.advance(f"keep {keep:g}: J - J_0 = {self.rates[-1].exact:.5f}")
+
+    def _rate(self, rates: Rates, keep: float, paths: int, seed: int, checkpoint: Checkpoint) -> State:
+        return asdict(rates.measure(keep, paths, seed))
 
     def _train_all(self, progress: Progress) -> None:
         """Every training at every keep probability, then the exact one from where the explicit one ended."""
@@ -212,11 +237,14 @@ class Regularization:
                 problem = config.problem(self.data)
                 if method == CONTINUED and explicit is not None:
                     problem = problem.with_network(explicit)
-                try:
-                    found[method] = self._reach(method, problem, self.plan.effort)
+                train = partial(self._or_refused, method, problem, self.plan.effort)
+                kept = self.memo.remember(f"train_all-{keep:g}-{method}", train)
+                training.set_weights(problem.network, kept["weights"])
+                if "optimum" in kept:
+                    found[method] = Optimum(**kept["optimum"])
                     progress.advance(f"keep {keep:g}, {method}: objective {found[method].objective:.5f}")
-                except (InfeasibleError, AuditError) as refusal:
-                    self.refused[keep, method] = str(refusal)
+                else:
+                    self.refused[keep, method] = kept["refused"]
                     progress.advance(f"keep {keep:g}, {method}: refused")
                 explicit = problem.network if method == METHODS[0] else explicit
             self.optima[keep] = found

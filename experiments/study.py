@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from kolmo.checkpoint import Memo
 from kolmo.config import Config
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.progress import Progress
@@ -17,6 +18,8 @@ class Study(Protocol):
     #: the shipped configuration that it runs by default
     shipped: str
     config: Config
+    #: keeps the parts that are done; by default nowhere, give it one with a folder to be able to resume
+    memo: Memo
 
     def __init__(self, config: Config, quick: bool = False) -> None: ...
 

@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from kolmo import noise
+from kolmo.checkpoint import Checkpoint, Memo, State
 from kolmo.config import Config
 from kolmo.data import Dataset
 from kolmo.experiments.claims import Claim
@@ -152,6 +154,11 @@ class Point:
         return f"{self.error(order):.1e}" if self.counts(order) else f"({self.error(order):.1e})"
 
 
+def _point(kept: State) -> Point:
+    modified = {int(order): Value(**value) for order, value in kept["modified"].items()}
+    return Point(kept["depth"], Value(**kept["exact"]), modified)
+
+
 class WeakOrder:
     """Modelling errors over depth, points[case.title], and their fitted orders.
 
@@ -167,6 +174,7 @@ class WeakOrder:
         self.within = WITHIN_QUICK if quick else WITHIN
         self.cases = [case for case in CASES if case.quick or not quick]
         self.points: dict[str, list[Point]] = {}
+        self.memo = Memo()
 
     def run(self, progress: Progress | None = None) -> None:
         """Every noise at every depth that is not done yet. Raises KolmoError where a number is refused."""
@@ -175,7 +183,8 @@ class WeakOrder:
         for case in self.cases:
             found = self.points.setdefault(case.title, [])
             for depth in self.numerics[case.dim].depths[len(found) :]:
-                found.append(self.measure(case, depth))
+                key = f"{CASES.index(case)}-{depth}"
+                found.append(_point(self.memo.remember(key, partial(self._measured, case, depth))))
                 errors = " and ".join(f"{found[-1].error(order):.1e}" for order in ORDERS)
                 progress.advance(f"{case.title}, {depth} layers: {errors}")
 
@@ -191,6 +200,11 @@ class WeakOrder:
         points = torch.tensor(_POINTS[case.dim], dtype=torch.float64)
         data = Dataset(points, torch.arange(len(points)) >= len(points) // 2)
         return Problem(data, Curve(case.dim, self.config.run.seed).network(depth), case.noise, Logistic(2.0))
+
+    def _measured(self, case: Case, depth: int, checkpoint: Checkpoint) -> State:
+        """A point, as a memo keeps it: the orders as texts."""
+        point = asdict(self.measure(case, depth))
+        return {**point, "modified": {str(order): value for order, value in point["modified"].items()}}
 
     def measure(self, case: Case, depth: int) -> Point:
         """J by the chain and by both modified equations."""

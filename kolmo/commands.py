@@ -6,18 +6,22 @@ import argparse
 import dataclasses
 import json
 import logging
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from kolmo import config
+from kolmo import config, runs
 from kolmo.console import LiveProgress, console, print_claims, print_lines, print_networks, print_table
 from kolmo.errors import EXIT_CLAIM, EXIT_INTERRUPTED, InputError, KolmoError
 from kolmo.experiments.claims import Claim
-from kolmo.files import output_folder
+from kolmo.files import UnwritableError
 from kolmo.pde.backend import resolve as resolve_backend
 from kolmo.text import nearest
 
@@ -48,6 +52,9 @@ def _settings(options: argparse.Namespace, default: str) -> config.Config:
     settings = config.load(default if options.config is None else options.config)
     if options.quick:
         settings = config.quick(settings)
+    for key in ("file", "test_file"):  # found again from wherever the run is resumed
+        path = getattr(settings.data, key)
+        setattr(settings.data, key, path and str(Path(path).resolve()))
     for key in ("backend", "device", "seed"):
         value = getattr(options, key)
         if value is not None:
@@ -76,28 +83,19 @@ def reproduce(options: argparse.Namespace) -> int:
     from kolmo.experiments.binary_classification import BinaryClassification
     from kolmo.report import write_run
 
-    start = time.perf_counter()
-    settings = _settings(options, "default")
-    experiment = BinaryClassification(settings)
-    folder = output_folder(options.out or "runs/reproduce", options.overwrite)
-    say_backend(settings.run.backend)
-    status, failure = _attempt(experiment.run, options)
-    claims = experiment.claims() if status == "finished" else []
-    write_run(experiment, claims, folder, seconds=time.perf_counter() - start, status=status)
-    if failure is not None:
-        raise failure
-    if status == "interrupted":
-        print(f"kolmo: interrupted; what was done is saved in {folder}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    if not options.json:
-        print_networks(experiment.measured)
-        print_lines(experiment.lines)
-    return _conclude("reproduce", claims, folder, options.json)
+    def show(run: BinaryClassification) -> None:
+        print_networks(run.measured)
+        print_lines(run.lines)
+
+    def make(settings: config.Config, quick: bool) -> BinaryClassification:
+        return BinaryClassification(settings)
+
+    return _run(options, BinaryClassification.name, "default", "runs/reproduce", make, write_run, show)
 
 
 def experiment(options: argparse.Namespace) -> int:
     """Run an experiment by name, or list them."""
-    from kolmo.experiments import EXPERIMENTS, STUDIES
+    from kolmo.experiments import EXPERIMENTS, STUDIES, Study
     from kolmo.report import write_study
 
     if options.list:
@@ -107,32 +105,112 @@ def experiment(options: argparse.Namespace) -> int:
     if options.name not in EXPERIMENTS:
         raise InputError(f"experiment: {options.name!r} is unknown{nearest(str(options.name), EXPERIMENTS)}")
     if options.name == "binary_classification":
-        options.out = options.out or "runs/binary_classification"
+        options.out = options.out or (None if options.resume else "runs/binary_classification")
         return reproduce(options)
-    start = time.perf_counter()
-    kind = STUDIES[options.name]
-    study = kind(_settings(options, kind.shipped), options.quick)
-    folder = output_folder(options.out or f"runs/{options.name}", options.overwrite)
-    say_backend(study.config.run.backend)
-    status, failure = _attempt(study.run, options)
-    claims = study.claims() if status == "finished" else []
-    write_study(study, claims, folder, seconds=time.perf_counter() - start, status=status)
-    if failure is not None:
-        raise failure
-    if status == "interrupted":
-        print(f"kolmo: interrupted; what was done is saved in {folder}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    if not options.json:
+
+    def show(study: Study) -> None:
         for title, columns, rows in study.tables():
             print_table(title, columns, rows)
-    return _conclude(options.name, claims, folder, options.json)
+
+    kind = STUDIES[options.name]
+    return _run(options, options.name, kind.shipped, f"runs/{options.name}", kind, write_study, show)
+
+
+def _run(
+    options: argparse.Namespace,
+    name: str,
+    default: str,
+    out: str,
+    make: Callable[[config.Config, bool], Any],
+    write: Callable[..., None],
+    show: Callable[[Any], None],
+) -> int:
+    """A run from its folder to its claims, begun or resumed.
+
+    make: what is run, of settings and `quick`; its run(), claims(), config and memo are used here.
+    write: leaves its results in the folder. show: prints them.
+    """
+    start, experiment = time.perf_counter(), None
+    if options.resume is None:
+        # bad settings are refused before there is a folder
+        experiment = make(_settings(options, default), options.quick)
+        run = runs.begin(options.out or out, options.overwrite, name, options.quick, experiment.config)
+    else:
+        _check_resume(options)
+        before = runs.finished(options.resume, name)
+        if before is not None:
+            print(f"kolmo: {options.resume}: finished already, nothing is changed", file=sys.stderr)
+            claims = [Claim(**claim) for claim in before["claims"]]
+            return _conclude(name, claims, options.resume, options.json)
+        run = runs.resume(options.resume, name)
+    with run, _terminable():
+        experiment = make(run.config, run.quick) if experiment is None else experiment
+        if _sitting(experiment, run, write, options, start) == "interrupted":
+            saved = f"interrupted; what was done is saved in {run.folder}"
+            print(f"kolmo: {saved}; to go on: {runs.command(run.folder, name)}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        run.conclude()
+    if not options.json:
+        show(experiment)
+    return _conclude(name, experiment.claims(), run.folder, options.json)
+
+
+def _sitting(
+    experiment: Any, run: runs.Run, write: Callable[..., None], options: argparse.Namespace, start: float
+) -> str:
+    """Run as far as it goes and write what there is: 'finished' or 'interrupted'; raises what refused it."""
+    experiment.memo, earlier = run.memo, sum(run.memo.seconds.values())
+    if options.resume is not None and not options.quiet:
+        kept = f"{run.memo.finished} parts done, {earlier:.0f} s of work kept"
+        print(f"kolmo: going on with {run.folder}: {kept}", file=sys.stderr)
+    say_backend(run.config.run.backend)
+    status, failure = _attempt(experiment.run, options)
+    claims = experiment.claims() if status == "finished" else []
+    try:
+        if isinstance(failure, UnwritableError):
+            raise failure
+        if not run.there:
+            raise UnwritableError(f"{run.folder}: has vanished, nothing is written")
+        seconds = earlier + time.perf_counter() - start
+        write(experiment, claims, run.folder, seconds=seconds, status=status)
+    except KeyboardInterrupt:
+        return "interrupted"
+    except (OSError, UnwritableError) as error:
+        again = f"; later: {runs.command(run.folder, run.name)}" if run.there else ""
+        raise InputError(f"{error}{again}") from error
+    if failure is not None:
+        raise failure
+    return status
+
+
+def _check_resume(options: argparse.Namespace) -> None:
+    """A resumed run has its settings: raise InputError at an option that would give it others."""
+    for key in ("config", "seed", "quick", "backend", "device", "out", "overwrite"):
+        value = getattr(options, key)
+        if value is not None and value is not False:
+            raise InputError(
+                f"--{key}: not together with --resume, the run in {options.resume} keeps its settings"
+            )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, as batch systems send it, ends a run like Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _listing(experiments: dict[str, str]) -> str:
     return "\n".join(f"{name:24s}{summary}" for name, summary in experiments.items())
 
 
-def _conclude(name: str, claims: list[Claim], folder: Path, as_json: bool) -> int:
+def _conclude(name: str, claims: list[Claim], folder: str | Path, as_json: bool) -> int:
     """Print the claims; 1 where one does not hold."""
     if as_json:
         content = {"name": name, "claims": [dataclasses.asdict(c) for c in claims], "out": str(folder)}

@@ -1,46 +1,23 @@
-"""What a run leaves in its folder: results.json, config.toml, networks, figures."""
+"""What a run leaves in its folder when it ends: networks, figures, and results.json as the last file."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-from kolmo import __version__, case, plotting
+from kolmo import case, plotting
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.study import Study
 from kolmo.figures import write_figures
-from kolmo.files import write_json, write_text
-
-
-def versions() -> dict[str, str]:
-    """What the figures were made with."""
-    import scipy
-    import skfem
-
-    from kolmo.pde.dolfinx_compat import unavailable
-
-    found = {
-        "kolmo": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "scikit-fem": skfem.__version__,
-    }
-    if unavailable() is None:
-        import dolfinx
-
-        found["dolfinx"] = dolfinx.__version__
-    return found
+from kolmo.files import write_json
+from kolmo.runs import versions
 
 
 def plain(value: Any) -> Any:
@@ -60,7 +37,6 @@ def write_run(
     run: BinaryClassification, claims: list[Claim], folder: Path, *, seconds: float, status: str
 ) -> None:
     """Write everything there is of a run, finished, interrupted or refused; each file is whole or absent."""
-    write_text(folder / "config.toml", run.config.dumps())
     for name, trained in run.trained.items():
         case.save(run.under_noise(trained.network), folder / name)
     figures = write_figures(run, folder)
@@ -95,8 +71,7 @@ def _history(rows: list[tuple[float, int, float]]) -> dict[str, list[float]]:
 
 
 def write_study(study: Study, claims: list[Claim], folder: Path, *, seconds: float, status: str) -> None:
-    """Write results.json, config.toml and figures of an experiment, as far as it came."""
-    write_text(folder / "config.toml", study.config.dumps())
+    """Write figures and results.json of an experiment, as far as it came."""
     figures = []
     for name, make in study_figures(study.name).items():
         figure = make(study)
