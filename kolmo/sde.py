@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kolmo.brownian import LayerPath, LayerSDE
-from kolmo.chain import Chain, Estimate, _copies
+from kolmo.chain import Chain, Estimate, _copies, degrees_of_freedom
 from kolmo.errors import InputError
 from kolmo.modified import modified_equation
 from kolmo.network import AutomaticJet
@@ -173,6 +173,7 @@ class SDE:
             standard_error=math.sqrt(float(variance.sum())) / count,
             paths=copies * group * count,
             seconds=time.perf_counter() - start,
+            degrees=degrees_of_freedom(variance, copies),
             time_error=abs(float(mean[1].mean())),
             method=self.method,
             noise_type=self.noise_type,
