@@ -10,7 +10,6 @@ Practical Guide to Splines, 1978; the limiter: Bermejo, Staniforth, Mon. Weather
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numba
 import numpy as np
@@ -29,6 +28,8 @@ class TensorSpline:
         self.nodes = np.stack(np.meshgrid(*[axis] * dim, indexing="ij"), axis=-1).reshape(-1, dim)
         self._collocation = _inverse_collocation(cells)
         self.size = (cells + 3) ** dim
+        #: tells the kernels the dimension
+        self.grid = np.empty((0,) * dim)
 
     def coefficients(self, values: np.ndarray) -> np.ndarray:
         """Coefficients (size, 2) of the spline with these values (nodes, 2)."""
@@ -68,184 +69,188 @@ def _inverse_collocation(cells: int) -> np.ndarray:
     return np.ascontiguousarray(scipy.linalg.solve_banded((4, 4), bands, right))
 
 
-@lru_cache(maxsize=3)
-def kernels(dim: int) -> tuple[Any, Any]:
-    """(gather, scatter) for one dimension, compiled on first use."""
-    taps = 4**dim
-    corners = 2**dim
+# Kernels for d = 1, 2, 3: `grid` is an empty array of d axes, which makes d a constant to the compiler.
+# Closures over d would do as well, but numba compiles those anew in every process, and its cache grows.
 
-    @_jit
-    def cell_of(z, lower, spacing, cells):  # type: ignore[no-untyped-def]
-        # the cell that holds z (projected onto the box), and the four B-splines there
-        upper = lower + spacing * cells
-        t = (min(max(z, lower), upper) - lower) / spacing
-        cell = min(int(t), cells - 1)
-        s = t - cell
+
+@_jit
+def _cell_of(z, lower, spacing, cells):  # type: ignore[no-untyped-def]
+    # the cell that holds z (projected onto the box), and the four B-splines there
+    upper = lower + spacing * cells
+    t = (min(max(z, lower), upper) - lower) / spacing
+    cell = min(int(t), cells - 1)
+    s = t - cell
+    r = 1.0 - s
+    w1 = (4.0 - 6.0 * s * s + 3.0 * s * s * s) / 6.0
+    w2 = (4.0 - 6.0 * r * r + 3.0 * r * r * r) / 6.0
+    return cell, s, r * r * r / 6.0, w1, w2, s * s * s / 6.0
+
+
+@_jit
+def _locate(grid, y, lower, spacing, cells, clamped, weights, slopes):  # type: ignore[no-untyped-def]
+    # projects y onto the box; origin of its cell, weights (4^d) and their derivatives (d, 4^d)
+    upper = lower + spacing * cells
+    origin = 0
+    corner = 0
+    size = 1
+    weights[0] = 1.0
+    for b in range(grid.ndim):
+        slopes[b, 0] = 1.0
+    for a in range(grid.ndim):
+        clamped[a] = not (lower <= y[a] <= upper)
+        cell, s, w0, w1, w2, w3 = _cell_of(y[a], lower, spacing, cells)
         r = 1.0 - s
-        w1 = (4.0 - 6.0 * s * s + 3.0 * s * s * s) / 6.0
-        w2 = (4.0 - 6.0 * r * r + 3.0 * r * r * r) / 6.0
-        return cell, s, r * r * r / 6.0, w1, w2, s * s * s / 6.0
+        d0, d3 = -0.5 * r * r / spacing, 0.5 * s * s / spacing
+        d1 = (1.5 * s * s - 2.0 * s) / spacing
+        d2 = (2.0 * r - 1.5 * r * r) / spacing
+        for i in range(size - 1, -1, -1):
+            w = weights[i]
+            weights[4 * i], weights[4 * i + 1] = w * w0, w * w1
+            weights[4 * i + 2], weights[4 * i + 3] = w * w2, w * w3
+            for b in range(grid.ndim):
+                w = slopes[b, i]
+                if a == b:
+                    slopes[b, 4 * i], slopes[b, 4 * i + 1] = w * d0, w * d1
+                    slopes[b, 4 * i + 2], slopes[b, 4 * i + 3] = w * d2, w * d3
+                else:
+                    slopes[b, 4 * i], slopes[b, 4 * i + 1] = w * w0, w * w1
+                    slopes[b, 4 * i + 2], slopes[b, 4 * i + 3] = w * w2, w * w3
+        size *= 4
+        origin = origin * (cells + 3) + cell
+        corner = corner * (cells + 1) + cell
+    return origin, corner
 
-    @_jit
-    def locate(y, lower, spacing, cells, clamped, weights, slopes):  # type: ignore[no-untyped-def]
-        # projects y onto the box; origin of its cell, weights (4^d) and their derivatives (d, 4^d)
-        upper = lower + spacing * cells
-        origin = 0
-        corner = 0
-        size = 1
-        weights[0] = 1.0
-        for b in range(dim):
-            slopes[b, 0] = 1.0
-        for a in range(dim):
-            clamped[a] = not (lower <= y[a] <= upper)
-            cell, s, w0, w1, w2, w3 = cell_of(y[a], lower, spacing, cells)
-            r = 1.0 - s
-            d0, d3 = -0.5 * r * r / spacing, 0.5 * s * s / spacing
-            d1 = (1.5 * s * s - 2.0 * s) / spacing
-            d2 = (2.0 * r - 1.5 * r * r) / spacing
-            for i in range(size - 1, -1, -1):
-                w = weights[i]
-                weights[4 * i], weights[4 * i + 1] = w * w0, w * w1
-                weights[4 * i + 2], weights[4 * i + 3] = w * w2, w * w3
-                for b in range(dim):
-                    w = slopes[b, i]
-                    if a == b:
-                        slopes[b, 4 * i], slopes[b, 4 * i + 1] = w * d0, w * d1
-                        slopes[b, 4 * i + 2], slopes[b, 4 * i + 3] = w * d2, w * d3
-                    else:
-                        slopes[b, 4 * i], slopes[b, 4 * i + 1] = w * w0, w * w1
-                        slopes[b, 4 * i + 2], slopes[b, 4 * i + 3] = w * w2, w * w3
-            size *= 4
-            origin = origin * (cells + 3) + cell
-            corner = corner * (cells + 1) + cell
-        return origin, corner
 
-    @_jit
-    def weigh(y, lower, spacing, cells, weights):  # type: ignore[no-untyped-def]
-        # the same without derivatives
-        origin = 0
-        corner = 0
-        size = 1
-        weights[0] = 1.0
-        for a in range(dim):
-            cell, _, w0, w1, w2, w3 = cell_of(y[a], lower, spacing, cells)
-            for i in range(size - 1, -1, -1):
-                w = weights[i]
-                weights[4 * i], weights[4 * i + 1] = w * w0, w * w1
-                weights[4 * i + 2], weights[4 * i + 3] = w * w2, w * w3
-            size *= 4
-            origin = origin * (cells + 3) + cell
-            corner = corner * (cells + 1) + cell
-        return origin, corner
+@_jit
+def _weigh(grid, y, lower, spacing, cells, weights):  # type: ignore[no-untyped-def]
+    # the same without derivatives
+    origin = 0
+    corner = 0
+    size = 1
+    weights[0] = 1.0
+    for a in range(grid.ndim):
+        cell, _, w0, w1, w2, w3 = _cell_of(y[a], lower, spacing, cells)
+        for i in range(size - 1, -1, -1):
+            w = weights[i]
+            weights[4 * i], weights[4 * i + 1] = w * w0, w * w1
+            weights[4 * i + 2], weights[4 * i + 3] = w * w2, w * w3
+        size *= 4
+        origin = origin * (cells + 3) + cell
+        corner = corner * (cells + 1) + cell
+    return origin, corner
 
-    @_jit
-    def offsets(stride, base, count):  # type: ignore[no-untyped-def]
-        # flat index of each of base^d neighbours relative to the first
-        found = np.zeros(count, np.int64)
-        for i in range(count):
-            rest, power = i, 1
-            for _ in range(dim):
-                found[i] += (rest % base) * power
-                rest //= base
-                power *= stride
-        return found
 
-    @_jit
-    def bounds(nodal, corner, near):  # type: ignore[no-untyped-def]
-        # where the smallest and largest nodal value of a cell are, for both classes
-        lo0 = hi0 = lo1 = hi1 = corner
-        for i in range(corners):
-            j = corner + near[i]
-            if nodal[j, 0] < nodal[lo0, 0]:
-                lo0 = j
-            if nodal[j, 0] > nodal[hi0, 0]:
-                hi0 = j
-            if nodal[j, 1] < nodal[lo1, 1]:
-                lo1 = j
-            if nodal[j, 1] > nodal[hi1, 1]:
-                hi1 = j
-        return lo0, hi0, lo1, hi1
+@_jit
+def _offsets(grid, stride, base, count):  # type: ignore[no-untyped-def]
+    # flat index of each of base^d neighbours relative to the first
+    found = np.zeros(count, np.int64)
+    for i in range(count):
+        rest, power = i, 1
+        for _ in range(grid.ndim):
+            found[i] += (rest % base) * power
+            rest //= base
+            power *= stride
+    return found
 
-    @_jit
-    def gather(  # type: ignore[no-untyped-def]
-        x, base, factor, table, weights, coefficients, nodal, lower, spacing, cells, limit, out
-    ):
-        y, w = np.empty(dim), np.empty(taps)
-        far, near = offsets(cells + 3, 4, taps), offsets(cells + 1, 2, corners)
-        units = table.shape[1]
-        for n in range(len(x)):
-            total0 = total1 = 0.0
-            for o in range(len(table)):
-                for a in range(dim):
-                    y[a] = x[n, a] + base[n, a]
-                    for r in range(units):
-                        y[a] += factor[n, a, r] * table[o, r]
-                origin, corner = weigh(y, lower, spacing, cells, w)
+
+@_jit
+def _bounds(nodal, corner, near):  # type: ignore[no-untyped-def]
+    # where the smallest and largest nodal value of a cell are, for both classes
+    lo0 = hi0 = lo1 = hi1 = corner
+    for i in range(len(near)):
+        j = corner + near[i]
+        if nodal[j, 0] < nodal[lo0, 0]:
+            lo0 = j
+        if nodal[j, 0] > nodal[hi0, 0]:
+            hi0 = j
+        if nodal[j, 1] < nodal[lo1, 1]:
+            lo1 = j
+        if nodal[j, 1] > nodal[hi1, 1]:
+            hi1 = j
+    return lo0, hi0, lo1, hi1
+
+
+@_jit
+def gather(  # type: ignore[no-untyped-def]
+    grid, x, base, factor, table, weights, coefficients, nodal, lower, spacing, cells, limit, out
+):
+    taps, corners = 1 << (2 * grid.ndim), 1 << grid.ndim
+    y, w = np.empty(grid.ndim), np.empty(taps)
+    far, near = _offsets(grid, cells + 3, 4, taps), _offsets(grid, cells + 1, 2, corners)
+    units = table.shape[1]
+    for n in range(len(x)):
+        total0 = total1 = 0.0
+        for o in range(len(table)):
+            for a in range(grid.ndim):
+                y[a] = x[n, a] + base[n, a]
+                for r in range(units):
+                    y[a] += factor[n, a, r] * table[o, r]
+            origin, corner = _weigh(grid, y, lower, spacing, cells, w)
+            value0 = value1 = 0.0
+            for i in range(taps):
+                c = origin + far[i]
+                value0 += w[i] * coefficients[c, 0]
+                value1 += w[i] * coefficients[c, 1]
+            if limit:
+                lo0, hi0, lo1, hi1 = _bounds(nodal, corner, near)
+                value0 = min(max(value0, nodal[lo0, 0]), nodal[hi0, 0])
+                value1 = min(max(value1, nodal[lo1, 1]), nodal[hi1, 1])
+            total0 += weights[o] * value0
+            total1 += weights[o] * value1
+        out[n, 0], out[n, 1] = total0, total1
+
+
+@_jit
+def scatter(  # type: ignore[no-untyped-def]
+    grid, x, base, factor, table, weights, coefficients, nodal, lower, spacing, cells, limit,
+    cotangent, d_base, d_factor, d_coefficients, d_nodal,
+):  # fmt: skip
+    taps, corners = 1 << (2 * grid.ndim), 1 << grid.ndim
+    y, w, slopes = np.empty(grid.ndim), np.empty(taps), np.empty((grid.ndim, taps))
+    clamped, d_y = np.empty(grid.ndim, np.bool_), np.empty(grid.ndim)
+    far, near = _offsets(grid, cells + 3, 4, taps), _offsets(grid, cells + 1, 2, corners)
+    units = table.shape[1]
+    for n in range(len(x)):
+        if cotangent[n, 0] == 0.0 and cotangent[n, 1] == 0.0:
+            continue
+        for o in range(len(table)):
+            for a in range(grid.ndim):
+                y[a] = x[n, a] + base[n, a]
+                for r in range(units):
+                    y[a] += factor[n, a, r] * table[o, r]
+            origin, corner = _locate(grid, y, lower, spacing, cells, clamped, w, slopes)
+            g0, g1 = weights[o] * cotangent[n, 0], weights[o] * cotangent[n, 1]
+            if limit:
                 value0 = value1 = 0.0
                 for i in range(taps):
                     c = origin + far[i]
                     value0 += w[i] * coefficients[c, 0]
                     value1 += w[i] * coefficients[c, 1]
-                if limit:
-                    lo0, hi0, lo1, hi1 = bounds(nodal, corner, near)
-                    value0 = min(max(value0, nodal[lo0, 0]), nodal[hi0, 0])
-                    value1 = min(max(value1, nodal[lo1, 1]), nodal[hi1, 1])
-                total0 += weights[o] * value0
-                total1 += weights[o] * value1
-            out[n, 0], out[n, 1] = total0, total1
-
-    @_jit
-    def scatter(  # type: ignore[no-untyped-def]
-        x, base, factor, table, weights, coefficients, nodal, lower, spacing, cells, limit,
-        cotangent, d_base, d_factor, d_coefficients, d_nodal,
-    ):  # fmt: skip
-        y, w, slopes = np.empty(dim), np.empty(taps), np.empty((dim, taps))
-        clamped, d_y = np.empty(dim, np.bool_), np.empty(dim)
-        far, near = offsets(cells + 3, 4, taps), offsets(cells + 1, 2, corners)
-        units = table.shape[1]
-        for n in range(len(x)):
-            if cotangent[n, 0] == 0.0 and cotangent[n, 1] == 0.0:
-                continue
-            for o in range(len(table)):
-                for a in range(dim):
-                    y[a] = x[n, a] + base[n, a]
+                lo0, hi0, lo1, hi1 = _bounds(nodal, corner, near)
+                # a limited value is a nodal one and does not move with the departure point
+                if value0 < nodal[lo0, 0]:
+                    d_nodal[lo0, 0] += g0
+                    g0 = 0.0
+                elif value0 > nodal[hi0, 0]:
+                    d_nodal[hi0, 0] += g0
+                    g0 = 0.0
+                if value1 < nodal[lo1, 1]:
+                    d_nodal[lo1, 1] += g1
+                    g1 = 0.0
+                elif value1 > nodal[hi1, 1]:
+                    d_nodal[hi1, 1] += g1
+                    g1 = 0.0
+            for a in range(grid.ndim):
+                d_y[a] = 0.0
+            for i in range(taps):
+                c = origin + far[i]
+                d_coefficients[c, 0] += g0 * w[i]
+                d_coefficients[c, 1] += g1 * w[i]
+                pull = g0 * coefficients[c, 0] + g1 * coefficients[c, 1]
+                for a in range(grid.ndim):
+                    d_y[a] += slopes[a, i] * pull
+            for a in range(grid.ndim):
+                if not clamped[a]:
+                    d_base[n, a] += d_y[a]
                     for r in range(units):
-                        y[a] += factor[n, a, r] * table[o, r]
-                origin, corner = locate(y, lower, spacing, cells, clamped, w, slopes)
-                g0, g1 = weights[o] * cotangent[n, 0], weights[o] * cotangent[n, 1]
-                if limit:
-                    value0 = value1 = 0.0
-                    for i in range(taps):
-                        c = origin + far[i]
-                        value0 += w[i] * coefficients[c, 0]
-                        value1 += w[i] * coefficients[c, 1]
-                    lo0, hi0, lo1, hi1 = bounds(nodal, corner, near)
-                    # a limited value is a nodal one and does not move with the departure point
-                    if value0 < nodal[lo0, 0]:
-                        d_nodal[lo0, 0] += g0
-                        g0 = 0.0
-                    elif value0 > nodal[hi0, 0]:
-                        d_nodal[hi0, 0] += g0
-                        g0 = 0.0
-                    if value1 < nodal[lo1, 1]:
-                        d_nodal[lo1, 1] += g1
-                        g1 = 0.0
-                    elif value1 > nodal[hi1, 1]:
-                        d_nodal[hi1, 1] += g1
-                        g1 = 0.0
-                for a in range(dim):
-                    d_y[a] = 0.0
-                for i in range(taps):
-                    c = origin + far[i]
-                    d_coefficients[c, 0] += g0 * w[i]
-                    d_coefficients[c, 1] += g1 * w[i]
-                    pull = g0 * coefficients[c, 0] + g1 * coefficients[c, 1]
-                    for a in range(dim):
-                        d_y[a] += slopes[a, i] * pull
-                for a in range(dim):
-                    if not clamped[a]:
-                        d_base[n, a] += d_y[a]
-                        for r in range(units):
-                            d_factor[n, a, r] += d_y[a] * table[o, r]
-
-    return gather, scatter
+                        d_factor[n, a, r] += d_y[a] * table[o, r]

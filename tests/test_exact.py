@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -29,19 +31,31 @@ from kolmo.loss import LeastSquares
 from kolmo.noise.base import Noise
 from kolmo.pde import ExactRecursion, resolve_exact
 from kolmo.pde.exact import exact_half_width
-from kolmo.pde.spline import TensorSpline, kernels
+from kolmo.pde.spline import TensorSpline, gather
 
 # ------------------------------------------------------------------ splines
 
 
+def test_the_kernels_are_compiled_once() -> None:
+    """What one process compiled the next one finds: numba's cache does not grow (closures' would)."""
+    program = (
+        "from kolmo.pde.spline import TensorSpline, gather; import numpy as np; s = TensorSpline(1, 4, 1.0);"
+        "v = np.zeros((5, 2)); y = np.zeros((1, 1)); z = np.zeros((1, 1, 1));"
+        "gather(s.grid, y, y, z, y, np.ones(1), s.coefficients(v), v, -1.0, s.spacing, 4, False, np.zeros((1, 2)));"
+        "print(sum(gather.stats.cache_misses.values()))"
+    )
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True) for _ in range(2)]
+    assert runs[1].stdout.strip() == "0", runs[1].stderr
+
+
 def at(spline: TensorSpline, values: np.ndarray, y: np.ndarray, limit: bool = False) -> np.ndarray:
     """The spline through nodal values (nodes, 2) at points y (N, d)."""
-    gather, _ = kernels(spline.dim)
     out = np.empty((len(y), 2))
     zero, factor = np.zeros_like(y), np.zeros((*y.shape, 1))
     one = np.zeros((1, 1)), np.ones(1)
     coefficients = spline.coefficients(values)
     gather(
+        spline.grid,
         y,
         zero,
         factor,
