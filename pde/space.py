@@ -84,6 +84,11 @@ class Space(ABC):
         return self.mesh.half_width
 
     @property
+    def spacing(self) -> float:
+        """The mesh's spacing: that of a uniform grid with as many nodes."""
+        return 2 * self.half_width / max(len(self.mesh.points) ** (1 / self.dim) - 1, 1)
+
+    @property
     @abstractmethod
     def coefficient_points(self) -> np.ndarray:
         """Where drift and diffusion are sampled, shape (Q, d): the nodes."""

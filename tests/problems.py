@@ -274,7 +274,8 @@ def smooth_coefficients(
     x = torch.from_numpy(space.coefficient_points)
     wave = torch.stack([torch.sin(x.sum(dim=1) + i) for i in range(space.dim)], dim=1)
     full = torch.eye(space.dim).to(x) + 0.5 * wave[:, :, None] * wave[:, None, :]
-    tapered = taper(Coefficients((drift * wave)[None], (diffusion * full)[None]), x, space.half_width)
+    free = Coefficients((drift * wave)[None], (diffusion * full)[None])
+    tapered = taper(free, x, space.half_width, space.spacing)
     return tapered.drift[0].numpy(), tapered.diffusion[0].numpy()
 
 

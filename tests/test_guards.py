@@ -209,7 +209,7 @@ def test_taper_is_one_sided(full: bool, seed: int) -> None:
     root = rng.standard_normal((1, 60, 3, 3))
     a = root @ root.transpose(0, 1, 3, 2) if full else root[..., 0] ** 2
     free = Coefficients(torch.from_numpy(rng.standard_normal((1, 60, 3))), torch.from_numpy(a))
-    tapered = taper(free, torch.from_numpy(x), R)
+    tapered = taper(free, torch.from_numpy(x), R, 0.0)
     b, b_new, a_new = free.drift.numpy(), tapered.drift.numpy(), tapered.diffusion.numpy()
     same = (b * x <= 0) | (np.abs(x) <= 0.8 * R)
     assert np.array_equal(b[same], b_new[same]) and (np.abs(b_new) <= np.abs(b)).all()
@@ -220,6 +220,22 @@ def test_taper_is_one_sided(full: bool, seed: int) -> None:
         assert (b_new * x)[0, i, face] <= 0
         assert np.abs(a_new[0, i, face]).max() == 0
     assert (np.linalg.eigvalsh(a_new) if full else a_new).min() >= -1e-12
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+def test_the_strip_is_damped_and_nothing_else(full: bool) -> None:
+    """a_ii += 2 dx |b_i| chi_i (1 - chi_i): zero inside 0.8 R and at the faces, positive between."""
+    x = torch.tensor([[0.0, 1.59], [1.8, 0.0], [2.0, -2.0]], dtype=torch.float64)
+    free = Coefficients(
+        torch.full((1, 3, 2), -0.5), torch.zeros(1, 3, 2, 2) if full else torch.zeros(1, 3, 2)
+    )
+    added = taper(Coefficients(*(c.double() for c in (free.drift, free.diffusion))), x, 2.0, 0.1).diffusion
+    if full:
+        assert torch.equal(added, torch.diag_embed(added.diagonal(dim1=-2, dim2=-1)))
+        added = added.diagonal(dim1=-2, dim2=-1)
+    assert added[0, 1, 0] == pytest.approx(2 * 0.1 * 0.5 * 0.25)
+    added[0, 1, 0] = 0
+    assert not added.any()
 
 
 def test_data_outside_the_box() -> None:
