@@ -35,7 +35,19 @@ class MaximumPrincipleError(InfeasibleError):
 
 
 class StiffnessError(InfeasibleError):
-    """An explicit step would need more substeps per layer than allowed."""
+    """The Courant number of a layer is beyond the propagator: too many substeps, or followed by nothing."""
+
+
+class PecletError(InfeasibleError):
+    """The value function varies from node to node where the mesh Peclet number lets nothing damp it."""
+
+
+class StepError(InfeasibleError):
+    """A layer folds the space that its data pass: no modified equation describes it."""
+
+
+class ConditionError(InfeasibleError):
+    """The matrix of an implicit step is too badly conditioned for its solves to mean anything."""
 
 
 class NonFiniteError(InfeasibleError):

@@ -41,10 +41,17 @@ def check_order(network: LayeredNetwork, order: int) -> None:
 
 
 def modified_equation(
-    network: LayeredNetwork, noise: Noise, points: Tensor, order: int = 2, layers: slice = slice(None)
+    network: LayeredNetwork,
+    noise: Noise,
+    points: Tensor,
+    order: int = 2,
+    layers: slice = slice(None),
+    correction: float = 1.0,
 ) -> Coefficients:
     """Drift and diffusion at `points` (Q, d) for a slice of layers; differentiable in the weights.
 
+    correction: share of order 2's correction, by which its size can be probed. With 1/2 it is that of a
+    network of twice the layers, each of half the step, whose noise keeps the diffusion h C.
     Raises InputError where the order does not exist for the block or the noise.
     """
     check_order(network, order)
@@ -55,13 +62,13 @@ def modified_equation(
     D = noise.diffusion(jet)
     if order == 2:
         _check_constant(D, noise)
-    b = drift(mean, D, h, order)
+    b = drift(mean, D, correction * h, order)
     if D is None:
         diffusion = torch.zeros_like(b) if C is None else h * packed(C)
         return Coefficients(b, diffusion)
     diffusive = D if D.ndim == 4 else D[:, None].expand(*b.shape, network.dim)
     if order == 2:
-        shift = torch.eye(network.dim).to(points) - 0.5 * h * mean.jacobian()
+        shift = torch.eye(network.dim).to(points) - 0.5 * correction * h * mean.jacobian()
         diffusive = shift @ diffusive @ shift.transpose(-1, -2)
     if C is None:
         return Coefficients(b, diffusive)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kolmo import memory
 from kolmo.errors import InputError, MaximumPrincipleError, NonFiniteError
 from kolmo.network import LayeredNetwork
 from kolmo.noise.base import MOST_OUTCOMES, Outcomes
@@ -28,7 +29,7 @@ from kolmo.noise.structure import packed
 from kolmo.pde.domain import choose_half_width, projected_step
 from kolmo.pde.march import VIOLATION_LIMIT
 from kolmo.pde.mesh import check_dim
-from kolmo.pde.spline import TensorSpline, kernels
+from kolmo.pde.spline import TensorSpline, gather, scatter
 from kolmo.problem import Problem
 from kolmo.stream import Stream, mix
 
@@ -84,10 +85,11 @@ class ExactRecursion:
         if int(gauss) != gauss or not 2 <= gauss <= 64:
             raise InputError(f"gauss: {gauss!r} is not an integer from 2 to 64")
         self.problem, self.rule, self.gauss, self.limit = problem, rule, gauss, limit
+        needed = memory.recursion(dim, int(cells))
+        memory.require(needed, f"cells: the recursion on {cells} cells a direction in {dim}-D", "take fewer")
         half_width = exact_half_width(problem) if half_width is None else half_width
         self.spline = TensorSpline(dim, int(cells), half_width)
         self._nodes = torch.from_numpy(self.spline.nodes)
-        self._gather, self._scatter = kernels(dim)
         # too many outcomes are refused here, not in the middle of a run
         self._outcomes(problem.network, 0, self._nodes[:1])
 
@@ -109,6 +111,16 @@ class ExactRecursion:
 
     # one layer
 
+    def step(self, layer: int, nodal: np.ndarray | None) -> np.ndarray:
+        """E[u(x + increment of `layer`)] at the nodes, (nodes, 2), u the spline with these nodal values, or
+        the terminal loss where there are none."""
+        stage = None if nodal is None else _Stage(self.spline.coefficients(nodal), nodal)
+        return self._expectation(self.problem.network, layer, self._nodes, stage)
+
+    def outcomes(self) -> int:
+        """Number of outcomes of a layer that the expectation sums over."""
+        return len(self._outcomes(self.problem.network, 0, self._nodes[:1]).weights)
+
     def _outcomes(self, network: LayeredNetwork, layer: int, x: Tensor) -> Outcomes:
         noise = self.problem.noise
         if self.rule == "outcomes":
@@ -128,9 +140,9 @@ class ExactRecursion:
                     out[part] = self._terminal(x[part], o).numpy()
                     return
             s = self.spline
-            self._gather(
-                x[part].numpy(), o.base.numpy(), _plain(o.factor), o.table, o.weights, stage.coefficients,
-                stage.nodal, -s.half_width, s.spacing, s.cells, self.limit, out[part],
+            gather(
+                s.grid, x[part].numpy(), o.base.numpy(), _plain(o.factor), o.table, o.weights,
+                stage.coefficients, stage.nodal, -s.half_width, s.spacing, s.cells, self.limit, out[part],
             )  # fmt: skip
 
         _in_threads(piece, len(x))
@@ -155,6 +167,9 @@ class ExactRecursion:
 
     def _value(self, network: LayeredNetwork, keep: bool) -> tuple[float, list[_Stage], np.ndarray]:
         """J, the stages of layers 0..L-2 (all or the last one used), and u_0 at the data."""
+        if keep:
+            needed = memory.recursion(self.spline.dim, self.spline.cells, network.depth)
+            memory.require(needed, f"cells: the splines of {network.depth} layers", "take fewer")
         stages: list[_Stage] = []
         stage: _Stage | None = None
         low, high = -np.inf, np.inf
@@ -212,8 +227,8 @@ class ExactRecursion:
                     else:
                         base, factor = o.base.detach().numpy(), _plain(o.factor)
                         d_base, d_factor = np.zeros(base.shape), np.zeros(factor.shape)
-                        self._scatter(
-                            x[part].numpy(), base, factor, o.table, o.weights, stage.coefficients,
+                        scatter(
+                            s.grid, x[part].numpy(), base, factor, o.table, o.weights, stage.coefficients,
                             stage.nodal, -s.half_width, s.spacing, s.cells, self.limit, cotangent[part],
                             d_base, d_factor, d_coefficients, d_nodal,
                         )  # fmt: skip
@@ -272,9 +287,9 @@ class ExactRecursion:
         out = np.empty((len(y), 2))
         zero, s = np.zeros((len(y), 1)), self.spline
         factor, table = np.zeros((len(y), s.dim, 1)), np.zeros((1, 1))
-        self._gather(
-            y.numpy(), np.broadcast_to(zero, y.shape).copy(), factor, table, np.ones(1), stage.coefficients,
-            stage.nodal, -s.half_width, s.spacing, s.cells, self.limit, out,
+        gather(
+            s.grid, y.numpy(), np.broadcast_to(zero, y.shape).copy(), factor, table, np.ones(1),
+            stage.coefficients, stage.nodal, -s.half_width, s.spacing, s.cells, self.limit, out,
         )  # fmt: skip
         return out
 

@@ -72,12 +72,14 @@ def resolve_exact(
     rule: str = "outcomes",
     tolerance: tuple[float, float] = AIM,
     half_width: float | None = None,
+    seconds: float = math.inf,
 ) -> ExactValue:
     """J by the exact recursion on a grid that resolves it.
 
     cells: this grid, its error still estimated; by default refined. rule: see `ExactRecursion`.
-    tolerance: on the grid's error, relative to J and absolute. Raises ResolutionError where it is not met,
-    ModelError where the Gaussian rule is not valid, InputError where outcomes are too many.
+    tolerance: on the grid's error, relative to J and absolute. seconds: after which no finer grid is begun.
+    Raises ResolutionError where the tolerance is not met, ModelError where the Gaussian rule is not valid,
+    InputError where outcomes are too many.
     """
     start = time.perf_counter()
     dim = problem.network.dim
@@ -94,9 +96,7 @@ def resolve_exact(
     gauss, quadrature = _quadrature(problem, proxy, half_width, tolerance)
 
     def value(n: int, by: str, limit: bool = False) -> float:
-        recursion = ExactRecursion(
-            problem, cells=n, half_width=half_width, rule=by, gauss=gauss, limit=limit
-        )
+        recursion = ExactRecursion(problem, cells=n, half_width=half_width, rule=by, gauss=gauss, limit=limit)
         try:
             with torch.no_grad():
                 return float(recursion.expected_loss())
@@ -105,7 +105,9 @@ def resolve_exact(
 
     n = FIRST[dim] if cells is None else max(4, round(cells / 1.5**2))
     sequence = [value(n, proxy)]
+    why = "smaller weights"
     while True:
+        began = time.perf_counter()
         n = round(1.5 * n) if cells is None or len(sequence) < 2 else cells
         sequence.append(value(n, proxy))
         estimate = _estimate(sequence)
@@ -116,21 +118,49 @@ def resolve_exact(
             break
         if 1.5 * n > MOST[dim] and cells is None:
             break
+        now = time.perf_counter()
+        if now - start + 1.5 ** (dim + 0.5) * (now - began) > seconds:
+            why = "more time"
+            break
     if not estimate <= allowed:
         raise ResolutionError(
             f"the grid of the exact recursion does not resolve the network's features: on {n} cells a "
             f"direction J = {sequence[-1]:.3g} with an interpolation error of about {estimate:.1g}, more "
-            f"than {allowed:.1g}; take {'more cells' if cells is not None else 'smaller weights'}, or the "
+            f"than {allowed:.1g}; take {'more cells' if cells is not None else why}, or the "
             "chain estimator"
         )
-    recursion = ExactRecursion(
-        problem, cells=n, half_width=half_width, rule=rule, gauss=gauss, limit=False
-    )
+    recursion = ExactRecursion(problem, cells=n, half_width=half_width, rule=rule, gauss=gauss, limit=False)
     result = sequence[-1] if proxy == rule else value(n, rule)
     rule_error = _rule_error(recursion, result) if rule == "gauss" else 0.0
     count = len(recursion._outcomes(problem.network, 0, first).weights)
     seconds = time.perf_counter() - start
     return ExactValue(result, estimate, quadrature, rule_error, n, count, seconds, recursion)
+
+
+def grid_change(recursion: ExactRecursion, value: float) -> float:
+    """The error of J = `value` by a recursion on its grid, from one coarser solve.
+
+    Both grids are taken without the limiter, which hides what a grid does not resolve; infinite where
+    the coarser one has no value.
+    """
+
+    def free(cells: int) -> float:
+        other = ExactRecursion(
+            recursion.problem,
+            cells=cells,
+            half_width=recursion.spline.half_width,
+            rule=recursion.rule,
+            gauss=recursion.gauss,
+            limit=False,
+        )
+        try:
+            with torch.no_grad():
+                return float(other.expected_loss())
+        except MaximumPrincipleError:
+            return math.inf
+
+    fine, coarse = free(recursion.spline.cells), free(max(4, round(recursion.spline.cells / 1.5)))
+    return max(abs(fine - value), abs(fine - coarse) / (_RATE - 1)) if math.isfinite(fine) else math.inf
 
 
 def _estimate(sequence: list[float]) -> float:

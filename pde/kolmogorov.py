@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kolmo import memory
 from kolmo.errors import InputError
 from kolmo.modified import Coefficients, check_order, modified_equation
 from kolmo.network import LayeredNetwork
@@ -24,8 +25,9 @@ from kolmo.pde import march
 from kolmo.pde.backend import make_space
 from kolmo.pde.boundary import taper
 from kolmo.pde.domain import choose_half_width
+from kolmo.pde.guards import check_roughness
 from kolmo.pde.mesh import DEFAULT_CELLS, check_dim
-from kolmo.pde.propagator import PROPAGATORS, Propagator
+from kolmo.pde.propagator import PROPAGATORS, Propagator, Steps
 from kolmo.pde.space import Space
 from kolmo.problem import Problem
 from kolmo.text import nearest
@@ -64,7 +66,8 @@ class BackwardKolmogorov:
     equation, 1 or 2. backend: 'auto', 'dolfinx' or 'skfem'. propagator: 'explicit',
     'implicit' or a Propagator. half_width: R of the box; by default chosen from the data and a
     pilot sample of the chain. space: a ready Space, in place of cells, backend and half_width.
-    limit: clip u to [min Phi, max Phi] after every substep, as training needs.
+    limit: clip u to [min Phi, max Phi] after every substep, as training needs. correction: share of order
+    2's correction (see `modified_equation`).
 
     Raises InputError on d > 3 or bad options, MissingBackendError on an absent backend; the
     methods raise InfeasibleError where the mesh cannot resolve the weights.
@@ -81,6 +84,7 @@ class BackwardKolmogorov:
         half_width: float | None = None,
         space: Space | None = None,
         limit: bool = True,
+        correction: float = 1.0,
     ) -> None:
         check_order(problem.network, order)
         dim = problem.network.dim
@@ -90,17 +94,21 @@ class BackwardKolmogorov:
                 raise InputError(f"propagator: {propagator!r} is unknown{nearest(propagator, PROPAGATORS)}")
             propagator = PROPAGATORS[propagator]()
         if space is None:
+            cells = DEFAULT_CELLS[dim] if cells is None else cells
+            width = getattr(problem.network, "width", dim)
+            needed = memory.equation(dim, cells, problem.network.depth, width)
+            memory.require(needed, f"cells: the equation on {cells} cells in {dim}-D", "take fewer")
             half_width = choose_half_width(problem) if half_width is None else half_width
-            space = make_space(backend, dim, DEFAULT_CELLS[dim] if cells is None else cells, half_width)
+            space = make_space(backend, dim, cells, half_width)
         if space.dim != dim:
             raise InputError(f"space: {space.dim}-dimensional, the problem has {dim} features")
         self.problem, self.order, self.propagator, self.space = problem, order, propagator, space
-        self.limit = limit
+        self.limit, self.correction = limit, correction
         self._points = torch.from_numpy(np.ascontiguousarray(space.coefficient_points))
-        self._terminal = np.stack(
+        self.terminal = np.stack(
             [problem.loss(self._points, label).detach().numpy() for label in (0, 1)], axis=1
         )
-        self._initial = initial_measure(space, problem)
+        self.initial = initial_measure(space, problem)
         self.last: march.Trajectory | None = None
         """The latest backward march, for inspection (substeps, violation of the maximum principle)."""
 
@@ -118,6 +126,11 @@ class BackwardKolmogorov:
         parameters = dict(zip(names, shared, strict=True))
         return Coefficients(*torch.func.functional_call(model, parameters, (self._points,)))
 
+    def free_coefficients(self) -> Coefficients:
+        """Drift and diffusion at the nodes before the taper, without derivatives (one process)."""
+        with torch.no_grad():
+            return Coefficients(*_CoefficientModel(self.problem.network, self, tapered=False)(self._points))
+
     def expected_loss(self, network: LayeredNetwork | None = None) -> Tensor:
         """J(theta), a float64 scalar; its backward() is the exact discrete adjoint.
 
@@ -128,15 +141,23 @@ class BackwardKolmogorov:
         depth_step = (network or self.problem.network).step
         return _ExpectedLoss.apply(coefficients.drift, coefficients.diffusion, self, depth_step)
 
-    def march(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> tuple[float, march.Trajectory]:
-        """J and the backward trajectory for nodal coefficients (L, Q, d) and (L, Q, d[, d])."""
-        steps = [
+    def steps(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> list[Steps]:
+        """The substeps of every layer for nodal coefficients (L, Q, d) and (L, Q, d[, d])."""
+        return [
             self.propagator.on_layer(self.space, self.space.generator(drift[k], diffusion[k]), step, k)
             for k in range(len(drift))
         ]
-        trajectory = march.backward(self.space, steps, self._terminal, self.limit)
+
+    def march(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> tuple[float, march.Trajectory]:
+        """J and the backward trajectory for nodal coefficients (L, Q, d) and (L, Q, d[, d])."""
+        steps = self.steps(drift, diffusion, step)
+        substeps = sum(layer.count for layer in steps)
+        needed = memory.states(len(self._points), substeps)
+        memory.require(needed, f"cells: the states of {substeps} substeps", "take fewer cells or layers")
+        trajectory = march.backward(self.space, steps, self.terminal, self.limit)
+        check_roughness(self.space, trajectory, drift, diffusion)
         self.last = trajectory
-        local = np.array(np.vdot(trajectory.initial, self._initial))
+        local = np.array(np.vdot(trajectory.initial, self.initial))
         return float(self.space.sum(local)), trajectory
 
     def solve(self, network: LayeredNetwork | None = None) -> Solution:
@@ -146,7 +167,7 @@ class BackwardKolmogorov:
             coefficients = self.coefficients(network)
         _, trajectory = self.march(coefficients.drift.numpy(), coefficients.diffusion.numpy(), network.step)
         densities: list[np.ndarray] = []
-        densities.append(march.forward(trajectory, self._initial, lambda _, rho: densities.append(rho)))
+        densities.append(march.forward(trajectory, self.initial, lambda _, rho: densities.append(rho)))
         return Solution(
             times=network.step * np.arange(network.depth + 1),
             points=self.space.coefficient_points,
@@ -165,12 +186,12 @@ def initial_measure(space: Space, problem: Problem) -> np.ndarray:
 
 
 class _CoefficientModel(nn.Module):
-    """Weights -> tapered (b, a) at the nodes, layer ranges in turns where memory is short."""
+    """Weights -> (b, a) at the nodes, layer ranges in turns where memory is short."""
 
-    def __init__(self, network: LayeredNetwork, equation: BackwardKolmogorov) -> None:
+    def __init__(self, network: LayeredNetwork, equation: BackwardKolmogorov, tapered: bool = True) -> None:
         super().__init__()
         self.network = network
-        self._equation = equation
+        self._equation, self._tapered = equation, tapered
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         network = self.network
@@ -188,9 +209,11 @@ class _CoefficientModel(nn.Module):
 
     def _range(self, layers: slice, points: Tensor) -> tuple[Tensor, Tensor]:
         equation = self._equation
-        free = modified_equation(self.network, equation.problem.noise, points, equation.order, layers)
-        tapered = taper(free, points, equation.space.half_width)
-        return tapered.drift, tapered.diffusion
+        noise = equation.problem.noise
+        found = modified_equation(self.network, noise, points, equation.order, layers, equation.correction)
+        if self._tapered:
+            found = taper(found, points, equation.space.half_width, equation.space.spacing)
+        return found.drift, found.diffusion
 
 
 class _ExpectedLoss(torch.autograd.Function):
@@ -215,7 +238,7 @@ class _ExpectedLoss(torch.autograd.Function):
         def collect(layer: int, cotangent: np.ndarray) -> None:
             d_drift[layer], d_diffusion[layer] = equation.space.pullback(cotangent, diagonal)
 
-        march.adjoint(ctx.trajectory, equation._initial, collect, float(scale))
+        march.adjoint(ctx.trajectory, equation.initial, collect, float(scale))
         return torch.from_numpy(d_drift), torch.from_numpy(d_diffusion), None, None
 
 

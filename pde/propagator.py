@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from kolmo.errors import InputError, StiffnessError
-from kolmo.pde.space import Generator, Space
+from kolmo.errors import ConditionError, InputError, StiffnessError
+from kolmo.pde.space import Generator, ShiftedSolver, Space
 
 
 class Propagator(ABC):
@@ -43,6 +43,14 @@ class Steps(ABC):
     @abstractmethod
     def adjoint(self, rho: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`forward(rho)` and the cotangent of K: d/dK of sum_c rho_c . backward(u)_c."""
+
+    @abstractmethod
+    def derivative(self, u: np.ndarray) -> np.ndarray:
+        """A u = M^-1 K u with the scheme's own inverse of the mass: -du/dt on this mesh."""
+
+    @abstractmethod
+    def defect(self, u: np.ndarray) -> np.ndarray:
+        """The leading term of one substep's error in time, exp(dt A) u - backward(u)."""
 
 
 #: bound on the substep's rate dt max_r sum_s |K_rs| / Ml_r for k = 0, 1, 2, 3 corrections, found in 2-D
@@ -118,6 +126,14 @@ class _ExplicitSteps(Steps):
     def backward(self, u: np.ndarray) -> np.ndarray:
         return self._stages(u)[-1]
 
+    def derivative(self, u: np.ndarray) -> np.ndarray:
+        return self._solve_mass(self._generator.apply(u))
+
+    def defect(self, u: np.ndarray) -> np.ndarray:
+        for j in (1, 2, 3, 4, 5):  # the first term that Taylor-4 leaves out
+            u = self.derivative(u) * (self._dt / j)
+        return u
+
     def forward(self, rho: np.ndarray) -> np.ndarray:
         result, stage = rho, rho
         for j in (1, 2, 3, 4):
@@ -134,6 +150,10 @@ class _ExplicitSteps(Steps):
             result = result + stage
         cotangent = self._generator.sensitivity(np.hstack(weights), np.hstack(states))
         return result, cotangent
+
+
+#: condition number of an implicit step's matrix, scaled by the lumped mass, beyond which it is refused
+_CONDITION_LIMIT = 1e10
 
 
 class Implicit(Propagator):
@@ -164,19 +184,44 @@ class Implicit(Propagator):
                 "follows nothing; take smaller weights or more substeps",
                 layer,
             )
-        return _ImplicitSteps(space, generator, dt, self.substeps)
+        steps = _ImplicitSteps(space, generator, dt, self.substeps)
+        condition = steps.condition(rate)
+        if not condition <= _CONDITION_LIMIT:
+            raise ConditionError(
+                f"layer {layer}: the implicit step's matrix has a condition number of about {condition:.1g}, "
+                f"above {_CONDITION_LIMIT:.0g}; take more substeps, smaller weights or propagator='explicit'",
+                layer,
+            )
+        return steps
 
 
 class _ImplicitSteps(Steps):
     _gamma = 2 - math.sqrt(2)
     _e1 = 1 / (_gamma * (2 - _gamma))
     _e0 = _e1 * (1 - _gamma) ** 2
+    #: exp(z) - R(z) = _error z^3 + O(z^4), R the scheme's stability function
+    _error = -(3 * _gamma**2 - 4 * _gamma + 2) / (12 * (2 - _gamma))
 
     def __init__(self, space: Space, generator: Generator, dt: float, count: int) -> None:
         self.count = count
         self._space, self._generator = space, generator
-        self._alpha = self._gamma * dt / 2
+        self._dt, self._alpha = dt, self._gamma * dt / 2
         self._solver = generator.shifted(self._alpha)
+        self._mass: ShiftedSolver | None = None
+
+    def condition(self, rate: float) -> float:
+        """About the condition number, in the maximum norm, of 1 - alpha Ml^-1 K on smooth and rough vectors.
+
+        The norm of the inverse is a lower bound by two steps of Hager's idea: from signs, along its largest.
+        """
+        signs = np.where(np.random.default_rng(0).random(len(self._space.lumped_mass)) < 0.5, -1.0, 1.0)
+        right = np.stack([signs, np.ones_like(signs)], axis=1)
+        inverse = 0.0
+        for _ in range(2):
+            left = self._solver.solve(self._space.lumped_mass[:, None] * right)
+            inverse = max(inverse, self._space.maximum(float(np.abs(left).max())))
+            right = np.sign(self._solver.solve_transpose(np.sign(left)))
+        return (1 + rate * self._gamma / 2) * inverse
 
     def _stages(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         middle = self._solver.solve(self._space.mass(u) + self._alpha * self._generator.apply(u))
@@ -184,6 +229,16 @@ class _ImplicitSteps(Steps):
 
     def backward(self, u: np.ndarray) -> np.ndarray:
         return self._stages(u)[1]
+
+    def derivative(self, u: np.ndarray) -> np.ndarray:
+        if self._mass is None:
+            self._mass = self._generator.shifted(0.0)
+        return self._mass.solve(self._generator.apply(u))
+
+    def defect(self, u: np.ndarray) -> np.ndarray:
+        for _ in range(3):  # the shifted inverse agrees with M^-1 to this order and damps what is stiff
+            u = self._dt * self._solver.solve(self._generator.apply(u))
+        return self._error * u
 
     def _dual_stages(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         last = self._solver.solve_transpose(rho)

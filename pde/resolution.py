@@ -1,43 +1,86 @@
-r"""J with an estimate of its mesh error: refined until the mesh resolves it, or refused.
+r"""J with the errors of its discretisation: refined until mesh, time and box resolve it, or refused.
 
-Two signs are looked at, the larger is the estimate: the second-order extrapolation of the
-difference to a mesh 2/3 as fine, |J_n - J_c| / ((n/c)^2 - 1), and the difference between the
-clipped and the linear march on the fine mesh, which is large where the value function
-oscillates below the mesh's reach, also when two meshes happen to agree.
+The mesh term is the weighted residual (`residual`), cross-checked on a mesh 2/3 as fine: stated is the
+largest of
+
+    |eta_n|,   |(J_n + eta_n) - (J_c + eta_c)|,   (sum |rho| |residual|) / 20:
+
+the leading error, what two meshes do not agree on once each is rid of it, and a share of the residuals
+without their signs, which is large where the value function is folded finer than the mesh, also where
+the signed sum happens to cancel and two meshes happen to agree.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
-import torch
-
 from kolmo.errors import InfeasibleError, NonFiniteError, ResolutionError, StiffnessError
-from kolmo.pde.domain import choose_half_width
+from kolmo.pde.domain import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, choose_half_width
 from kolmo.pde.kolmogorov import BackwardKolmogorov
 from kolmo.pde.mesh import DEFAULT_CELLS, check_dim
-from kolmo.pde.propagator import Propagator
+from kolmo.pde.propagator import Explicit, Propagator
+from kolmo.pde.residual import Marched, Residuals, linear_march, residuals
 from kolmo.problem import Problem
+from kolmo.validity import check_step
 
 #: mesh error aimed at by refinement, and the largest one that is answered: absolute + relative
 AIM = (5e-4, 0.01)
 LIMIT = (2e-3, 0.02)
 #: cells per direction beyond which a value is refused rather than refined
 MOST_CELLS = {1: 2048, 2: 216, 3: 48}
+#: the share of the residuals without signs that the mesh term is at least
+UNSIGNED = 0.05
+#: substeps of a layer that are allowed here: there is no optimiser to keep from stiff weights
+_CAP = {1: 4096, 2: 256, 3: 128}
+#: how much the box grows at a time, and how often at most, until its error meets the aim
+_WIDER, _ENLARGEMENTS = 1.2, 6
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a refinement may cost: seconds in all, bytes of one march's stored states."""
+
+    seconds: float = float("inf")
+    memory: float = 8 * 2**30
 
 
 @dataclass(frozen=True)
 class ResolvedValue:
-    """J by the Kolmogorov equation, its mesh error, and the equation it came from."""
+    """J by the Kolmogorov equation and the sizes of its errors of discretisation.
+
+    richardson: |J_n - J_c| / ((n/c)^2 - 1), the second-order extrapolation from the coarser mesh, beside the
+    stated mesh_error. exit_probability: that a path reaches the taper. stopped: why the aim was
+    not met, empty where it was.
+    """
 
     value: float
     mesh_error: float
+    time_error: float
+    domain_error: float
+    exit_probability: float
+    richardson: float
     cells: int
     equation: BackwardKolmogorov
+    marched: Marched
+    residuals: Residuals
+    stopped: str = ""
 
     @property
     def half_width(self) -> float:
         return self.equation.space.half_width
+
+
+@dataclass(frozen=True)
+class _Solved:
+    marched: Marched
+    residuals: Residuals
+    seconds: float
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the march's states."""
+        return self.marched.trajectory.substeps * self.marched.trajectory.initial.nbytes
 
 
 def resolve_value(
@@ -49,86 +92,134 @@ def resolve_value(
     backend: str = "auto",
     propagator: str | Propagator = "explicit",
     half_width: float | None = None,
+    aim: tuple[float, float] = AIM,
+    effort: Effort | None = None,
 ) -> ResolvedValue:
-    """J on a mesh that resolves it.
+    """J on a mesh and in a box that resolve it.
 
     cells: the first mesh, by default the dimension's. refine: take meshes finer by 3/2 until
-    the estimate meets AIM; by default where no cells are given, otherwise this mesh and no other.
-    Raises ResolutionError where the error stays above LIMIT, with the reason and the remedy,
-    NonFiniteError and DomainError where the weights are beyond any mesh.
+    the mesh and time errors meet `aim` (absolute, relative); by default where no cells are given,
+    otherwise this mesh and no other. half_width: of the box; by default a pilot sample's, enlarged until
+    the taper's weighted residual is small too. Raises ResolutionError where the error stays above LIMIT,
+    with the reason and the remedy, NonFiniteError, StepError and DomainError where the weights are beyond
+    any mesh.
     """
     dim = problem.network.dim
     check_dim(dim)
-    if half_width is None:
-        half_width = choose_half_width(problem)
+    check_step(problem)
+    effort = effort or Effort()
     fixed = cells is not None if refine is None else not refine
     n = DEFAULT_CELLS[dim] if cells is None else cells
+    width = choose_half_width(problem) if half_width is None else half_width
+    start = time.perf_counter()
+    scheme = Explicit(cap=_CAP[dim]) if propagator == "explicit" else propagator
 
-    def equation(count: int, limit: bool = True) -> BackwardKolmogorov:
-        return BackwardKolmogorov(
-            problem,
-            cells=count,
-            order=order,
-            backend=backend,
-            propagator=propagator,
-            half_width=half_width,
-            limit=limit,
-        )
+    def solve(count: int) -> _Solved | InfeasibleError:
+        began = time.perf_counter()
+        try:
+            equation = BackwardKolmogorov(
+                problem,
+                cells=count,
+                order=order,
+                backend=backend,
+                propagator=scheme,
+                half_width=width,
+                limit=False,
+            )
+            marched = linear_march(equation)
+            return _Solved(marched, residuals(marched), time.perf_counter() - began)
+        except InfeasibleError as refusal:
+            return refusal
 
-    coarse = _value(equation(max(2, round(2 * n / 3))))
+    box = (min(ABSOLUTE_TOLERANCE, aim[0]), min(RELATIVE_TOLERANCE, aim[1]))
+    coarse = solve(_coarser(n))
+    for _ in range(_ENLARGEMENTS if half_width is None else 0):
+        if isinstance(coarse, InfeasibleError) or _meets(coarse.residuals.domain, box, coarse):
+            break
+        width, n = _WIDER * width, n if fixed else round(_WIDER * n)
+        coarse = solve(_coarser(n))
     while True:
-        fine = equation(n)
-        value = _value(fine)
-        linear = _value(equation(n, limit=False)) if isinstance(value, float) else value
-        estimate = _estimate(coarse, value, linear)
-        size = abs(value) if isinstance(value, float) else 0.0
-        if isinstance(value, float) and estimate <= AIM[0] + AIM[1] * size:
-            return ResolvedValue(value, estimate, n, fine)
+        fine = solve(n)
+        found = fine if isinstance(fine, InfeasibleError) else _judge(fine, coarse, n)
         finer = round(1.5 * n)
-        # at second order a cap this far away will not be reached: in 3-D each try is expensive
-        hopeless = dim == 3 and estimate * (n / MOST_CELLS[dim]) ** 2 > 4 * (LIMIT[0] + LIMIT[1] * size)
-        stiff = isinstance(value, (StiffnessError, NonFiniteError))  # a finer mesh is stiffer still
-        if fixed or stiff or hopeless or finer > MOST_CELLS[dim]:
-            if isinstance(value, float) and estimate <= LIMIT[0] + LIMIT[1] * size:
-                return ResolvedValue(value, estimate, n, fine)
-            raise _refusal(value, linear, estimate, n, dim, fixed)
-        coarse, n = value, finer
+        if isinstance(found, ResolvedValue):
+            assert isinstance(fine, _Solved)
+            if _meets(found.mesh_error + found.time_error, aim, fine):
+                return found
+            stopped = _stop(fine, effort, time.perf_counter() - start, finer, dim, fixed)
+            # at second order a cap this far away will not be reached: in 3-D each try is expensive
+            hopeless = found.mesh_error * (n / MOST_CELLS[dim]) ** 2 / 4
+            if not stopped and dim == 3 and not _meets(hopeless, LIMIT, fine):
+                stopped = f"{MOST_CELLS[dim]} cells a direction would not do"
+            if stopped and _meets(found.mesh_error, LIMIT, fine):
+                return ResolvedValue(**{**vars(found), "stopped": stopped})
+        else:
+            # a finer mesh is stiffer still, and in 3-D the few cells that can be added mend no such thing
+            beyond = fixed or dim == 3 or finer > MOST_CELLS[dim]
+            stopped = "refused" if beyond or isinstance(found, (StiffnessError, NonFiniteError)) else ""
+        if stopped:
+            raise _refusal(found, n, dim, fixed)
+        coarse, n = fine, finer
 
 
-def _value(equation: BackwardKolmogorov) -> float | InfeasibleError:
-    """J, or the reason why this mesh has none."""
-    try:
-        with torch.no_grad():
-            return float(equation.expected_loss())
-    except InfeasibleError as refusal:
-        return refusal
+def _coarser(cells: int) -> int:
+    return round(2 * cells / 3)
 
 
-def _estimate(
-    coarse: float | InfeasibleError, fine: float | InfeasibleError, linear: float | InfeasibleError
-) -> float:
-    if isinstance(coarse, float) and isinstance(fine, float) and isinstance(linear, float):
-        return max(abs(fine - coarse) / (1.5**2 - 1), abs(fine - linear))
-    return float("inf")
+def _meets(error: float, bound: tuple[float, float], solved: _Solved) -> bool:
+    return abs(error) <= bound[0] + bound[1] * abs(solved.residuals.value)
 
 
-def _refusal(
-    value: float | InfeasibleError,
-    linear: float | InfeasibleError,
-    estimate: float,
-    cells: int,
-    dim: int,
-    fixed: bool,
-) -> InfeasibleError:
-    if isinstance(value, NonFiniteError):
-        return value
-    if isinstance(value, float) and isinstance(linear, float):
-        size = "is not known" if estimate == float("inf") else f"is about {estimate:.1g}"
-        found = f"on {cells} cells a direction J = {value:.3g}, but its mesh error {size}"
+def _judge(fine: _Solved, coarse: _Solved | InfeasibleError, cells: int) -> ResolvedValue:
+    found = fine.residuals
+    # without a coarser mesh to check it nothing of the residuals is allowed to cancel
+    mesh, richardson = max(abs(found.mesh), found.size), float("inf")
+    if isinstance(coarse, _Solved):
+        other = coarse.residuals
+        ratio = cells / coarse.marched.recovery.cells
+        richardson = abs(found.value - other.value) / (ratio**2 - 1)
+        mesh = max(abs(found.mesh), abs(found.corrected - other.corrected), UNSIGNED * found.size)
+    return ResolvedValue(
+        found.value,
+        mesh,
+        abs(found.time),
+        abs(found.domain),
+        found.exit_probability,
+        richardson,
+        cells,
+        fine.marched.equation,
+        fine.marched,
+        found,
+    )
+
+
+def _stop(fine: _Solved, effort: Effort, spent: float, finer: int, dim: int, fixed: bool) -> str:
+    """Why there is no finer mesh after this one, or nothing."""
+    if fixed:
+        return "the mesh was given"
+    if finer > MOST_CELLS[dim]:
+        return f"{MOST_CELLS[dim]} cells a direction are the most"
+    # nodes, and substeps that grow between linearly (transport) and quadratically (diffusion)
+    growth = 1.5 ** (dim + 1.5)
+    if spent + growth * fine.seconds > effort.seconds:
+        return f"{finer} cells a direction would exceed the time allowed"
+    if growth * fine.stored > effort.memory:
+        return f"{finer} cells a direction would exceed the memory allowed"
+    return ""
+
+
+def _refusal(found: ResolvedValue | InfeasibleError, cells: int, dim: int, fixed: bool) -> InfeasibleError:
+    if isinstance(found, NonFiniteError):
+        return found
+    if isinstance(found, ResolvedValue):
+        reason = (
+            f"on {cells} cells a direction J = {found.value:.3g}, but its mesh error is about "
+            f"{found.mesh_error:.1g}"
+        )
     else:
-        found = f"on {cells} cells a direction, {value if isinstance(value, InfeasibleError) else linear}"
+        reason = f"on {cells} cells a direction, {found}"
     more = f"more cells (up to {MOST_CELLS[dim]} are tried where none are given), " if fixed else ""
     return ResolutionError(
-        f"the mesh does not resolve the network's features: {found}; take {more}smaller weights, "
-        "or the chain estimator"
+        f"the mesh does not resolve the network's features: {reason}; take {more}smaller weights, "
+        "or the exact or chain estimator"
     )

@@ -1,0 +1,64 @@
+r"""Numbers that tell whether a mesh can follow a layer, and the guard on what it leaves unresolved.
+
+Courant: h max_r sum_s |K_rs| / Ml_r, what the explicit propagator takes its substeps from (and refuses
+beyond its cap). Peclet: |b| dx / (n . a n), n = b/|b|: above 2 the diffusion does not damp what varies from
+node to node. That alone is no fault, transport without any diffusion is solved to second order; it is one
+where the value function does vary from node to node, which consistent mass carries along for ever.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kolmo.errors import PecletError
+from kolmo.pde.march import Trajectory
+from kolmo.pde.space import Space
+
+#: share of the value function's variation that may be at the scale of the mesh
+ROUGHNESS_LIMIT = 0.2
+
+
+def roughness(space: Space, u: np.ndarray) -> float:
+    """sum Ml |(I - Ml^-1 M) u| / sum Ml |u - mean u| over nodes, the larger of the classes (Q, C).
+
+    Of second order in the cells where u is smooth, about 1 where it alternates from node to node.
+    """
+    mass = space.lumped_mass[:, None]
+    total = space.sum(np.array([mass.sum()]))
+    mean = space.sum((mass * u).sum(axis=0)) / total
+    variation = space.sum((mass * np.abs(u - mean)).sum(axis=0))
+    rough = space.sum((mass * np.abs(space.mass_defect(u))).sum(axis=0))
+    return float(np.max(rough / np.maximum(variation, np.finfo(float).tiny)))
+
+
+def check_roughness(space: Space, trajectory: Trajectory, drift: np.ndarray, diffusion: np.ndarray) -> None:
+    """Raise PecletError that names the first layer, from the output on, that leaves u too rough."""
+    for layer in reversed(range(len(trajectory.steps))):
+        u = trajectory.value(layer)
+        found = roughness(space, u)
+        if found > ROUGHNESS_LIMIT:
+            number = peclet(space, drift[layer], diffusion[layer])
+            raise PecletError(
+                f"layer {layer}: {found:.0%} of the value function's variation is at the scale of the "
+                f"mesh, and at a mesh Peclet number of {number:.3g} nothing damps it; take more cells, "
+                "smaller weights or more noise",
+                layer,
+            )
+
+
+def peclet(space: Space, drift: np.ndarray, diffusion: np.ndarray) -> float:
+    """The median mesh Peclet number of a layer over the nodes, infinite without diffusion."""
+    speed = np.linalg.norm(drift, axis=1)
+    along = np.einsum("qi,qi->q", drift**2, diffusion) if diffusion.ndim == 2 else None
+    if along is None:
+        along = np.einsum("qi,qij,qj->q", drift, diffusion, drift)
+    moving = speed > 0
+    if not moving.any():
+        return 0.0
+    with np.errstate(divide="ignore"):
+        return float(np.median(space.spacing * speed[moving] ** 3 / np.maximum(along[moving], 0)))
+
+
+def courant(space: Space, drift: np.ndarray, diffusion: np.ndarray, step: float) -> float:
+    """The Courant number of a layer, diffusion included."""
+    return space.maximum(space.generator(drift, diffusion).rate()) * step
