@@ -3,36 +3,38 @@ recursion, mesh by mesh.
 
 Coarse meshes give a warm start. At every change of mesh and at the end the result is audited:
 the box against coupled paths, J against the chain. A failed audit means a finer mesh or a
-wider box and more iterations; a result that cannot be audited is not returned.
+wider box and more iterations; a result that cannot be audited is not returned. With a checkpoint a
+training that was interrupted goes on after the last step that was kept, bitwise as if it never had been.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
+from torch import Tensor
 
-from kolmo.chain import Chain
+from kolmo.checkpoint import Checkpoint, State
 from kolmo.control.admissible import Box
+from kolmo.control.auditing import Audit, audit
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
 from kolmo.control.objective import Objective
-from kolmo.errors import AuditError, InfeasibleError, InputError, KolmoError
+from kolmo.errors import InfeasibleError, InputError
 from kolmo.pde import BackwardKolmogorov
-from kolmo.pde.domain import audit_domain, choose_half_width, projected_step
+from kolmo.pde.domain import choose_half_width
 from kolmo.pde.exact import ExactRecursion, exact_half_width
 from kolmo.pde.resolution import MOST_CELLS
 from kolmo.penalty import Penalty
 from kolmo.problem import Problem
 from kolmo.text import nearest
+from kolmo.validity import check_step
 
 ESTIMATORS = ("pde", "exact")
 
-#: the audit allows max(3 standard errors, 5%) plus an absolute floor in units of the loss
-AUDIT_RELATIVE, AUDIT_FLOOR, AUDIT_PATHS = 0.05, 2e-3, 100_000
-#: finer or wider repetitions after a failed audit
-REPETITIONS = 3
+#: finer or wider repetitions after a failed audit, and how much wider a box
+REPETITIONS, WIDER = 3, 1.25
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Progress:
 
 @dataclass
 class Training:
-    """How the training went: the last optimiser's result, its mesh, and what it cost."""
+    """How the training went: the last optimiser's result, its mesh, what it cost, and the errors of J at
+    its end by source, as far as the audit came."""
 
     result: Result
     cells: int
@@ -58,6 +61,26 @@ class Training:
     seconds: float = 0.0
     refused: dict[str, int] = field(default_factory=dict)
     audits: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Course:
+    """Where a training stands between the steps of its optimiser.
+
+    plan: (cells, iterations) of every mesh to come, the present one first. half_width: of the present box;
+    None: to be chosen. least: half width that the next box has at least, after one that paths left.
+    spent: evaluations on the meshes before. repetitions: after failed audits.
+    """
+
+    plan: list[tuple[int, int]]
+    half_width: float | None = None
+    least: float = 0.0
+    spent: int = 0
+    repetitions: int = 0
+
+    def state(self, total: Training, seconds: float, optimiser: State) -> State:
+        return {"course": vars(self), "total": asdict(total), "seconds": seconds, "optimiser": optimiser}
 
 
 def train(
@@ -73,104 +96,93 @@ def train(
     admissible: Box | None = None,
     seed: int = 0,
     callback: Callable[[Progress], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Training:
     """Train the problem's network in place.
 
     cells: of each mesh or grid, coarse to fine. iterations: at most, on each. estimator: of J, 'pde' (the
-    modified equation of this order) or 'exact' (the chain's recursion, no modelling error). Raises
-    InfeasibleError where no mesh accepts the start, and AuditError where the end does not agree
-    with the chain on the finest mesh.
+    modified equation of this order) or 'exact' (the chain's recursion, no modelling error).
+    checkpoint: what an interrupted training with the same arguments left, and where this one leaves its
+    state. Raises InfeasibleError where no mesh accepts the start, and AuditError where the end does not
+    agree with the chain on the finest mesh.
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"estimator: {estimator!r} is unknown{nearest(estimator, ESTIMATORS)}")
-    start, spent = time.perf_counter(), 0
+    checkpoint = Checkpoint() if checkpoint is None else checkpoint
     total = Training(Result(np.empty(0), np.inf, np.inf, 0, 0, "not started"), 0, 0.0)
-    plan = list(zip(cells, iterations, strict=True))
-    repetitions = 0
-    while plan:
-        n, steps = plan.pop(0)
+    course = _Course(list(zip(cells, iterations, strict=True)))
+    start, optimiser = time.perf_counter(), None
+    kept = checkpoint.load()
+    if kept is not None:
+        start, optimiser = start - kept["seconds"], kept["optimiser"]
+        total = Training(**{**kept["total"], "result": Result(**kept["total"]["result"])})
+        course = _Course(**kept["course"])
+    while course.plan:
+        n, steps = course.plan[0]
         equation: BackwardKolmogorov | ExactRecursion
+        if course.half_width is None:
+            choose = choose_half_width if estimator == "pde" else exact_half_width
+            course.half_width = max(choose(problem), course.least)
         if estimator == "pde":
-            half_width = choose_half_width(problem)
             equation = BackwardKolmogorov(
-                problem, cells=n, order=order, backend=backend, half_width=half_width
+                problem, cells=n, order=order, backend=backend, half_width=course.half_width
             )
             nodes = len(equation.space.coefficient_points)
         else:
-            half_width = exact_half_width(problem)
-            equation = ExactRecursion(problem, cells=n, half_width=half_width)
+            equation = ExactRecursion(problem, cells=n, half_width=course.half_width)
             nodes = len(equation.spline.nodes)
-        objective = Objective(problem.network, equation.expected_loss, penalties)
+        objective = Objective(problem.network, _guarded(problem, equation), penalties)
         cost = nodes * problem.network.depth
 
-        def note(step: Iterate, n: int = n, cost: int = cost, spent: int = spent) -> None:
+        def note(step: Iterate, n: int = n, cost: int = cost) -> None:
+            seconds = time.perf_counter() - start
             if callback is not None:
-                seconds = time.perf_counter() - start
-                callback(Progress(n, step.value, spent + step.evaluations * cost, seconds, step.theta))
+                evaluations = course.spent + step.evaluations * cost
+                callback(Progress(n, step.value, evaluations, seconds, step.theta))
+            checkpoint.offer(lambda: course.state(total, seconds, step.state()))
 
         try:
             result = lbfgs(
-                objective, objective.theta, admissible, iterations=steps, tolerance=tolerance, callback=note
+                objective,
+                objective.theta,
+                admissible,
+                iterations=steps,
+                tolerance=tolerance,
+                callback=note,
+                resume=optimiser,
             )
         except InfeasibleError as error:
             outcome = Audit(f"start refused ({error})", error)
         else:
-            spent += result.evaluations * cost
-            _add(total, result, n, half_width, spent)
+            course.spent += result.evaluations * cost
+            _add(total, result, n, course.half_width, course.spent)
             outcome = audit(problem, equation, seed)
         total.audits.append(f"{n} cells: {outcome.reason or 'passed'}")
-        if outcome.failure is not None and not plan:
+        total.errors = outcome.errors
+        if outcome.failure is not None and not outcome.finer:
+            course.least = WIDER * course.half_width
+        course.plan.pop(0)
+        course.half_width, optimiser = None, None
+        if outcome.failure is not None and not course.plan:
             finer = round(1.5 * n) if outcome.finer else n
-            if repetitions == REPETITIONS or finer > MOST_CELLS[problem.network.dim]:
+            if course.repetitions == REPETITIONS or finer > MOST_CELLS[problem.network.dim]:
                 raise outcome.failure
-            repetitions += 1
-            plan.append((finer, max(10, steps // 2)))
+            course.repetitions += 1
+            course.plan.append((finer, max(10, steps // 2)))
     total.seconds = time.perf_counter() - start
     return total
 
 
-@dataclass(frozen=True)
-class Audit:
-    """The verdict on a trained network: why it failed, the error to raise, and whether a finer
-    mesh may help (otherwise a wider box, which every round chooses anew)."""
-
-    reason: str = ""
-    failure: KolmoError | None = None
-    finer: bool = True
-
-    @classmethod
-    def failed(cls, reason: str, finer: bool) -> Audit:
-        """A failure with the remedy spelt out."""
-        remedy = "take more layers, more weight decay or more cells"
-        error = AuditError(f"training ended where the equation cannot be trusted: {reason}; {remedy}")
-        return cls(reason, error, finer)
-
-
-def audit(problem: Problem, equation: BackwardKolmogorov | ExactRecursion, seed: int = 0) -> Audit:
-    """Is the equation's (or the recursion's) J to be trusted for the present weights?
-
-    The box by coupled paths, then J against the chain: max(3 standard errors, 5% of J) plus a floor.
-    """
+def _guarded(problem: Problem, equation: BackwardKolmogorov | ExactRecursion) -> Callable[[], Tensor]:
+    """J by the estimator; the equation's only where a modified equation can describe the layers."""
     if isinstance(equation, ExactRecursion):
-        box = audit_domain(problem, equation.spline.half_width, seed + 2, projected_step)
-    else:
-        box = audit_domain(problem, equation.space.half_width, seed + 2)
-    if not box.holds:
-        reason = f"the box of half width {box.half_width:.3g} biases J by {box.bias:.1g}: paths moved out"
-        return Audit.failed(reason, finer=False)
-    try:
-        value = float(equation.expected_loss().detach())
-    except InfeasibleError as error:
-        return Audit(str(error), error)
-    chain = Chain(problem, seed=seed + 3).estimate(max(AUDIT_PATHS, 2 * len(problem.data)))
-    allowed = max(3 * chain.standard_error, AUDIT_RELATIVE * chain.value) + AUDIT_FLOOR
-    if abs(value - chain.value) <= allowed:
-        return Audit()
-    reason = (
-        f"J = {value:.4g} by the equation and {chain.value:.4g} +- {chain.standard_error:.1g} by the "
-        f"chain differ by more than {allowed:.2g}"
-    )
-    return Audit.failed(reason, finer=True)
+        return equation.expected_loss
+
+    def value() -> Tensor:
+        check_step(problem)
+        return equation.expected_loss()
+
+    return value
 
 
 def _add(total: Training, result: Result, cells: int, half_width: float, evaluations: int) -> None:

@@ -12,9 +12,9 @@ name the task; data set, sizes, noise level and loss are our choice.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 
 from kolmo import control, training
 from kolmo.chain import Chain, Estimate
+from kolmo.checkpoint import Checkpoint, Memo, State
 from kolmo.config import Config
 from kolmo.control.admissible import Box
 from kolmo.data import Dataset
@@ -50,6 +51,14 @@ class Trained:
     history: list[tuple[float, int, float]] = field(default_factory=list)
     snapshots: list[tuple[float, int, np.ndarray]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+
+    def course(self) -> State:
+        """The way so far, as checkpoints keep it."""
+        return {"history": self.history, "snapshots": self.snapshots}
+
+    def take_course(self, kept: State) -> None:
+        """Put back what `course` gave."""
+        self.history, self.snapshots = ([tuple(row) for row in kept[k]] for k in ("history", "snapshots"))
 
 
 @dataclass(frozen=True)
@@ -95,19 +104,19 @@ class BinaryClassification:
         self.lines: list[Line] = []
         self.paths: dict[str, list[dict[str, float | None]]] = {}
         self.seconds: dict[str, float] = {}
+        self.memo = Memo()
 
     def run(self, progress: Progress | None = None) -> None:
         """All stages. Raises KolmoError where a stage cannot be answered for."""
         progress = progress or Silent()
         stages: list[tuple[str, Callable[[Progress], None]]] = [
-            *((method, getattr(self, f"_train_{method}")) for method in METHODS),
+            *((method, partial(self._train, method)) for method in METHODS),
             ("cross-check", self._cross_check),
-            ("training paths", self._follow),
+            ("training-paths", self._follow),
         ]
         for name, stage in stages:
-            start = time.perf_counter()
             stage(progress)
-            self.seconds[name] = time.perf_counter() - start
+            self.seconds[name] = sum(s for key, s in self.memo.seconds.items() if key.startswith(name))
 
     def under_noise(self, network: LayeredNetwork) -> Problem:
         """The training problem with this network, noise on."""
@@ -115,12 +124,27 @@ class BinaryClassification:
 
     # training
 
-    def _fresh(self, method: str) -> Trained:
-        self.trained[method] = Trained(copy.deepcopy(self.problem.network))
-        return self.trained[method]
+    def _train(self, method: str, progress: Progress) -> None:
+        """One training, or as much of it as is left."""
+        run = self.trained[method] = Trained(copy.deepcopy(self.problem.network))
+        train = getattr(self, f"_train_{method}")
 
-    def _train_control(self, progress: Progress) -> None:
-        settings, run = self.config.control, self._fresh("control")
+        def resume(kept: State) -> None:
+            run.take_course(kept)
+            progress.advance("resumed", len(run.history))
+
+        def compute(checkpoint: Checkpoint) -> State:
+            train(run, progress, checkpoint.beside(run.course, resume))
+            weights = training.weights_of(run.network)
+            return {**run.course(), "weights": weights, "details": run.details}
+
+        kept = self.memo.remember(method, compute)
+        run.take_course(kept)
+        run.details = kept["details"]
+        training.set_weights(run.network, kept["weights"])
+
+    def _train_control(self, run: Trained, progress: Progress, checkpoint: Checkpoint) -> None:
+        settings = self.config.control
         total = sum(settings.iterations)
         progress.start("control: L-BFGS through the Kolmogorov equation", total)
         every = max(1, total // max(1, self.config.check.snapshots))
@@ -142,6 +166,7 @@ class BinaryClassification:
             admissible=Box(settings.radius),
             seed=self.config.run.seed,
             callback=note,
+            checkpoint=checkpoint,
         )
         run.details = {
             "status": outcome.result.status,
@@ -151,28 +176,31 @@ class BinaryClassification:
             "half_width": outcome.half_width,
             "refused": outcome.refused,
             "audits": outcome.audits,
+            "errors": outcome.errors,
         }
 
-    def _train_stochastic(self, progress: Progress) -> None:
-        settings, run = self.config.stochastic, self._fresh("stochastic")
+    def _train_stochastic(self, run: Trained, progress: Progress, checkpoint: Checkpoint) -> None:
+        settings = self.config.stochastic
         progress.start("stochastic: Adam on the noisy chain", settings.steps)
-        self._adam(
-            run,
-            self.under_noise(run.network),
-            settings.steps,
-            settings.paths,
-            settings.learning_rate,
-            progress,
-        )
+        problem = self.under_noise(run.network)
+        sizes = settings.steps, settings.paths, settings.learning_rate
+        self._adam(run, problem, *sizes, progress, checkpoint)
 
-    def _train_noiseless(self, progress: Progress) -> None:
-        settings, run = self.config.noiseless, self._fresh("noiseless")
+    def _train_noiseless(self, run: Trained, progress: Progress, checkpoint: Checkpoint) -> None:
+        settings = self.config.noiseless
         progress.start("noiseless: Adam without noise", settings.steps)
         problem = self.under_noise(run.network).without_noise()
-        self._adam(run, problem, settings.steps, 1, settings.learning_rate, progress)
+        self._adam(run, problem, settings.steps, 1, settings.learning_rate, progress, checkpoint)
 
     def _adam(
-        self, run: Trained, problem: Problem, steps: int, paths: int, rate: float, progress: Progress
+        self,
+        run: Trained,
+        problem: Problem,
+        steps: int,
+        paths: int,
+        rate: float,
+        progress: Progress,
+        checkpoint: Checkpoint,
     ) -> None:
         every = max(1, steps // max(1, self.config.check.snapshots))
 
@@ -192,6 +220,7 @@ class BinaryClassification:
             seed=self.config.run.seed,
             device=self.device,
             callback=note,
+            checkpoint=checkpoint,
         )
         run.details = {"steps": steps, "paths": paths, "learning_rate": rate}
 
@@ -200,34 +229,44 @@ class BinaryClassification:
     def _cross_check(self, progress: Progress) -> None:
         progress.start("cross-check: equation against chain", 3 * len(self.trained))
         for number, (name, run) in enumerate(self.trained.items()):
-            problem = self.under_noise(run.network)
-            pde = pde_value(
-                problem,
-                cells=self.config.control.check_cells(self.train.dim),
-                refine=True,
-                order=self.config.control.order,
-                backend=self.backend,
-                gradient=True,
-            )
-            progress.advance(f"{name}: J = {pde.value:.5f} by the equation")
             seed = 7919 * (self.config.run.seed + 1) + number
-            paths = max(self.config.check.paths, 2 * len(self.train))
-            chain = Chain(problem, seed=seed, device=self.device).estimate(paths)
-            progress.advance(f"{name}: J = {chain.value:.5f} by the chain")
-            sampled = Chain(problem, seed=seed + 17).gradient(
-                max(self.config.check.gradient_paths, 32 * len(self.train))
-            )
-            assert pde.gradient is not None  # asked for above
-            verdict, cosine = compare_gradients(pde.gradient, sampled)
-            self.lines.append(Line(name, "value", pde.value, chain.value, compare_values(pde, chain)))
-            self.lines.append(Line(name, "gradient", _norm(pde.gradient), _norm(sampled.value), verdict))
-            self.measured[name] = self._measure(run.network, pde, chain, seed)
-            self.measured[name]["gradient"] = {
-                "relative_difference": verdict.difference,
-                "cosine": cosine,
-                "paths": sampled.paths,
-            }
-            progress.advance(f"{name}: gradients at cosine {cosine:.4f}")
+            check = partial(self._check, name, self.under_noise(run.network), seed, progress)
+            kept = self.memo.remember(f"cross-check-{name}", check)
+            self.lines += [Line(**{**line, "verdict": Verdict(**line["verdict"])}) for line in kept["lines"]]
+            self.measured[name] = kept["measured"]
+
+    def _check(
+        self, name: str, problem: Problem, seed: int, progress: Progress, checkpoint: Checkpoint
+    ) -> State:
+        """Both lines of a network and its figures, as a memo keeps them."""
+        pde = pde_value(
+            problem,
+            cells=self.config.control.check_cells(self.train.dim),
+            refine=True,
+            order=self.config.control.order,
+            backend=self.backend,
+            gradient=True,
+            model=True,
+        )
+        progress.advance(f"{name}: J = {pde.value:.5f} by the equation")
+        paths = max(self.config.check.paths, 2 * len(self.train))
+        chain = Chain(problem, seed=seed, device=self.device).estimate(paths)
+        progress.advance(f"{name}: J = {chain.value:.5f} by the chain")
+        sampled = Chain(problem, seed=seed + 17).gradient(
+            max(self.config.check.gradient_paths, 32 * len(self.train))
+        )
+        assert pde.gradient is not None  # asked for above
+        verdict, cosine = compare_gradients(pde.gradient, sampled)
+        progress.advance(f"{name}: gradients at cosine {cosine:.4f}")
+        values = Line(name, "value", pde.value, chain.value, compare_values(pde, chain))
+        gradients = Line(name, "gradient", _norm(pde.gradient), _norm(sampled.value), verdict)
+        measured = self._measure(problem.network, pde, chain, seed)
+        measured["gradient"] = {
+            "relative_difference": verdict.difference,
+            "cosine": cosine,
+            "paths": sampled.paths,
+        }
+        return {"lines": [asdict(values), asdict(gradients)], "measured": measured}
 
     def _measure(self, network: LayeredNetwork, pde: PdeValue, chain: Estimate, seed: int) -> dict[str, Any]:
         with torch.no_grad():
@@ -241,13 +280,14 @@ class BinaryClassification:
                 "order": self.config.control.order,
                 "cells": pde.resolved.cells,
                 "half_width": pde.resolved.half_width,
-                "error": {"mesh": pde.resolved.mesh_error},
+                "error": {**pde.errors, "sampling": 0.0},
                 "seconds": pde.seconds,
             },
             "chain": {
                 "value": chain.value,
                 "standard_error": chain.standard_error,
                 "interval": [low, high],
+                "error": {**dict.fromkeys(pde.errors, 0.0), "sampling": (high - low) / 2},
                 "paths": chain.paths,
                 "seconds": chain.seconds,
             },
@@ -278,14 +318,18 @@ class BinaryClassification:
             rows = self.paths.setdefault(name, [])
             network = copy.deepcopy(self.problem.network)
             half_width = choose_half_width(self.under_noise(self.trained[name].network))
-            for seconds, evaluations, theta in snapshots:
+            for number, (seconds, evaluations, theta) in enumerate(snapshots):
                 torch.nn.utils.vector_to_parameters(torch.from_numpy(theta), network.parameters())
-                problem = self.under_noise(network)
-                chain = Chain(problem, seed=self.config.run.seed).estimate(max(100_000, 2 * len(self.train)))
-                value = self._short_value(problem, cells, half_width)
-                row = {"seconds": seconds, "evaluations": evaluations, "pde": value}
-                rows.append({**row, "chain": chain.value, "standard_error": chain.standard_error})
-                progress.advance(f"{name}: J = {chain.value:.5f} by the chain")
+                value = partial(self._value, self.under_noise(network), cells, half_width)
+                kept = self.memo.remember(f"training-paths-{name}-{number}", value)
+                rows.append({"seconds": seconds, "evaluations": evaluations, **kept})
+                progress.advance(f"{name}: J = {kept['chain']:.5f} by the chain")
+
+    def _value(self, problem: Problem, cells: int, half_width: float, checkpoint: Checkpoint) -> State:
+        """J at a snapshot, by both estimators."""
+        chain = Chain(problem, seed=self.config.run.seed).estimate(max(100_000, 2 * len(self.train)))
+        value = self._short_value(problem, cells, half_width)
+        return {"pde": value, "chain": chain.value, "standard_error": chain.standard_error}
 
     def _short_value(self, problem: Problem, cells: int, half_width: float) -> float | None:
         """J on one mesh, None where it is refused (early weights may be out of reach)."""

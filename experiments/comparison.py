@@ -19,15 +19,13 @@ from typing import Any
 
 from kolmo.consistency import OneStep, one_step
 from kolmo.errors import InputError, KolmoError
-from kolmo.experiments.crosscheck import model_error
+from kolmo.experiments.crosscheck import SAFETY, model_error
 from kolmo.experiments.estimators import ESTIMATORS, OF_CHAIN, OF_EQUATION, Options, Reached, reach
 from kolmo.experiments.progress import Progress, Silent
 from kolmo.problem import Problem
 
 #: two-sided tail 6e-5: with three pairs a run, a false alarm in five thousand
 Z_LIMIT = 4.0
-#: what estimated errors are multiplied by to bound the error
-SAFETY = 2.0
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ cannot be answered for raises.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,12 @@ import torch
 
 from kolmo.chain import Chain, Estimate
 from kolmo.errors import InputError
-from kolmo.experiments.crosscheck import gradient_difference, pde_value
+from kolmo.experiments.crosscheck import SAFETY, gradient_difference, pde_value
 from kolmo.modified import indefinite
-from kolmo.pde import BackwardKolmogorov, resolve_exact, value_gradient
+from kolmo.pde import BackwardKolmogorov, ExactValue, resolve_exact, value_gradient
 from kolmo.pde.domain import audit_domain, projected_step
-from kolmo.pde.resolution import ResolvedValue
+from kolmo.pde.model_error import ModelProbes, model_error
+from kolmo.pde.resolution import ResolvedValue, resolve_value
 from kolmo.problem import Problem
 from kolmo.text import nearest
 
@@ -29,8 +32,8 @@ ESTIMATORS = ("pde", "chain", "sde", "exact")
 OF_CHAIN, OF_EQUATION = ("exact", "chain"), ("pde", "sde")
 #: ways to reduce the variance of the chain's estimate
 REDUCTIONS = ("antithetic", "control")
-#: how much wider the box is by which another box is judged
-WIDER = 1.25
+#: the sources of an error budget
+SOURCES = ("mesh", "time", "domain", "model", "sampling")
 #: cells of the value function that the control variate takes, by dimension
 _CONTROL_CELLS = {1: 256, 2: 64, 3: 24}
 
@@ -41,7 +44,7 @@ class Options:
 
     paths, sde_paths: of the samples. cells: of the mesh, exact_cells: of the exact recursion's grid
     (both refined by default). order: of the modified equation. rule: of the exact recursion. reduce: of
-    REDUCTIONS, for the chain. seed: of the noise.
+    REDUCTIONS, for the chain. seed: of the noise. error: estimate the modelling error too.
     """
 
     paths: int = 1_000_000
@@ -55,13 +58,16 @@ class Options:
     device: str = "cpu"
     seed: int = 0
     gradient: bool = False
+    error: bool = False
 
 
 @dataclass(frozen=True)
 class Reached:
     """J by one estimator.
 
-    standard_error: of the sampling, 0 without any. bounds: estimates of the other errors by source, absolute.
+    standard_error: of the sampling, 0 without any. bounds: estimates of the errors of discretisation by
+    source, absolute. model: estimate of what the modified equation is off by, None where not asked for.
+    interval: half width of the sampling's 95% interval.
     details: what else is worth knowing. gradient: by parameter name, `*_se` beside it where sampled.
     """
 
@@ -72,18 +78,34 @@ class Reached:
     seconds: float
     details: dict[str, Any] = field(default_factory=dict)
     gradient: dict[str, torch.Tensor] | None = None
+    model: float | None = None
+    interval: float = 0.0
 
     @property
     def bound(self) -> float:
-        """The errors that are not sampling, added up."""
+        """The errors of discretisation, added up."""
         return sum(self.bounds.values())
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """Every source's estimate, and the half width of the sampling's 95% interval."""
+        known = {**self.bounds, "model": self.model or 0.0, "sampling": self.interval}
+        return {source: known.pop(source, 0.0) for source in SOURCES} | known
+
+    @property
+    def total(self) -> float:
+        """The stated error: twice the estimates, which may be off by that much, plus the interval."""
+        budget = self.budget
+        return SAFETY * (sum(budget.values()) - budget["sampling"]) + budget["sampling"]
 
     def as_dict(self) -> dict[str, Any]:
         """The estimate as `kolmo evaluate --json` prints it, without its gradient."""
         result: dict[str, Any] = {"value": self.value}
         if self.name in ("chain", "sde"):
             result["standard_error"] = self.standard_error
-        if self.bounds:
+        if self.model is not None:
+            result |= {"error": self.budget, "total_error": self.total}
+        elif self.bounds:
             result["error"] = self.bounds
         return {**result, **self.details, "seconds": self.seconds}
 
@@ -102,6 +124,7 @@ def reach(name: str, problem: Problem, options: Options) -> Reached:
 
 
 def _pde(problem: Problem, options: Options) -> Reached:
+    start = time.perf_counter()
     found = pde_value(
         problem,
         cells=options.cells,
@@ -109,33 +132,40 @@ def _pde(problem: Problem, options: Options) -> Reached:
         backend=options.backend,
         gradient=options.gradient,
     )
-    half_width = found.resolved.half_width
-    box = abs(_wider(problem, options, found.resolved) - found.value)
+    reached = of_equation(problem, found.resolved, options)
+    return replace(reached, gradient=found.gradient, seconds=time.perf_counter() - start)
+
+
+def of_equation(problem: Problem, resolved: ResolvedValue, options: Options) -> Reached:
+    """A resolved value of the equation with its errors by source."""
     details: dict[str, Any] = {
         "order": options.order,
-        "cells": found.resolved.cells,
-        "half_width": half_width,
+        "cells": resolved.cells,
+        "half_width": resolved.half_width,
     }
     lost = indefinite(problem.network, problem.noise, problem.data.points) if options.order == 2 else None
     if lost is not None:
         details["indefinite"] = {"share": lost.share, "worst": lost.worst}
-    bounds = {"mesh": found.resolved.mesh_error, "domain": box}
-    return Reached("pde", found.value, 0.0, bounds, found.seconds, details, found.gradient)
+    bounds = {"mesh": resolved.mesh_error, "time": resolved.time_error, "domain": resolved.domain_error}
+    model = None
+    if options.error:
+        probes = model_error(resolved.marched, resolved.residuals)
+        model = probes.estimate
+        details["checks"] = {
+            "corrected": resolved.residuals.corrected,
+            "richardson": resolved.richardson if math.isfinite(resolved.richardson) else None,
+            "exit_probability": resolved.exit_probability,
+            **_of_model(probes),
+        }
+    return Reached("pde", resolved.value, 0.0, bounds, 0.0, details, model=model)
 
 
-def _wider(problem: Problem, options: Options, resolved: ResolvedValue) -> float:
-    """J on a box wider by a quarter, spacing kept: coupled paths of the chain, which chose the box, do not
-    see all of what the taper does to the diffusion."""
-    equation = BackwardKolmogorov(
-        problem,
-        cells=round(WIDER * resolved.cells),
-        order=options.order,
-        backend=options.backend,
-        half_width=WIDER * resolved.half_width,
-        limit=False,
-    )
-    with torch.no_grad():
-        return float(equation.expected_loss())
+def _of_model(probes: ModelProbes) -> dict[str, float | None]:
+    return {
+        "order_difference": probes.orders,
+        "depth_halving": probes.halving,
+        "one_step_defect": probes.defect,
+    }
 
 
 def _chain(problem: Problem, options: Options) -> Reached:
@@ -166,7 +196,16 @@ def _chain(problem: Problem, options: Options) -> Reached:
         count = max(paths // 4, 64 * len(problem.data))
         sampled = Chain(problem, seed=options.seed + 1, antithetic=antithetic).gradient(count)
         gradient = {**sampled.value, **{f"{k}_se": e for k, e in sampled.standard_error.items()}}
-    return Reached("chain", found.value, found.standard_error, {}, found.seconds, details, gradient)
+    model = 0.0 if options.error else None
+    return Reached(
+        "chain", found.value, found.standard_error, {}, found.seconds, details, gradient, model, _half(found)
+    )
+
+
+def _half(found: Estimate) -> float:
+    """Half width of the 95% interval."""
+    low, high = found.interval
+    return (high - low) / 2
 
 
 def _plain(problem: Problem, options: Options) -> Estimate:
@@ -190,16 +229,28 @@ def _sde(problem: Problem, options: Options) -> Reached:
         "noise_type": found.noise_type,
         "steps": found.steps,
     }
+    model = None
+    if options.error:
+        resolved = resolve_value(problem, order=options.order, backend=options.backend)
+        probes = model_error(resolved.marched, resolved.residuals)
+        model, details["checks"] = probes.estimate, _of_model(probes)
+    bounds = {"time": found.time_error}
     return Reached(
-        "sde", found.value, found.standard_error, {"time": found.time_error}, found.seconds, details
+        "sde", found.value, found.standard_error, bounds, found.seconds, details, None, model, _half(found)
     )
 
 
 def _exact(problem: Problem, options: Options) -> Reached:
-    found = resolve_exact(problem, cells=options.exact_cells, rule=options.rule)
+    return of_recursion(
+        problem, resolve_exact(problem, cells=options.exact_cells, rule=options.rule), options
+    )
+
+
+def of_recursion(problem: Problem, found: ExactValue, options: Options) -> Reached:
+    """A resolved value of the recursion with its errors by source."""
     half_width = found.recursion.spline.half_width
     box = abs(audit_domain(problem, half_width, options.seed + 11, projected_step).bias)
-    bounds = {"interpolation": found.grid_error, "domain": box}
+    bounds = {"mesh": found.grid_error, "domain": box}
     for source, size in (("quadrature", found.quadrature_error), ("rule", found.rule_error)):
         if size:
             bounds[source] = size
@@ -211,7 +262,8 @@ def _exact(problem: Problem, options: Options) -> Reached:
     if options.rule != "outcomes":
         details["rule"] = options.rule
     gradient = found.gradient() if options.gradient else None
-    return Reached("exact", found.value, 0.0, bounds, found.seconds, details, gradient)
+    model = 0.0 if options.error else None
+    return Reached("exact", found.value, 0.0, bounds, found.seconds, details, gradient, model)
 
 
 def relative_gradient(found: Reached, reference: Reached) -> tuple[float, float, float]:

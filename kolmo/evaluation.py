@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from kolmo import case
+from kolmo import case, memory
+from kolmo.certification import (
+    check_flags,
+    methods,
+    parse_points,
+    print_budget,
+    print_estimates,
+    print_values,
+    single_values,
+    to_tolerance,
+)
 from kolmo.chain import Chain
 from kolmo.commands import say_backend
 from kolmo.console import LiveProgress, print_comparison
@@ -23,7 +37,7 @@ from kolmo.experiments.estimators import OF_EQUATION, REDUCTIONS, Options, Reach
 from kolmo.files import output_folder, write_atomically, write_json
 from kolmo.pde.backend import resolve as resolve_backend
 from kolmo.problem import Problem
-from kolmo.text import nearest
+from kolmo.text import nearest, one_line
 
 #: paths of the chain that audit the other estimators where it is not asked for
 AUDIT_PATHS = 200_000
@@ -33,19 +47,18 @@ GRADIENT = {"pde": 0.25, "exact": 0.01}
 
 def evaluate(options: argparse.Namespace) -> int:
     """Evaluate a case directory; a refusal is one JSON object with `error` under --json."""
-    name = Path(options.case).resolve().name
+    name = _name(options.case)
     try:
+        check_flags(options)
         result = _evaluate(options, name)
     except KolmoError as error:
         if not options.json:
             raise
-        print(json.dumps({"case": name, "error": _line(error)}))
+        print(json.dumps({"case": name, "error": one_line(error)}))
         return EXIT_ERROR
     if options.json:
         print(json.dumps(result, allow_nan=False))
-    else:
-        _print_evaluation(result)
-    return 0
+    return 0 if result.get("tolerance", {}).get("met", True) else EXIT_CLAIM
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -56,10 +69,11 @@ def compare(options: argparse.Namespace) -> int:
     settings = _settings(options, wanted)
     problems = {}
     for folder in options.cases:
-        name = Path(folder).resolve().name
+        name = _name(folder)
         if name in problems:
             raise InputError(f"{folder}: a case named {name!r} was given before")
         problems[name] = case.load(folder)
+        _check_sizes(problems[name], settings, wanted)
     if options.out is not None:
         output_folder(options.out, options.overwrite)
     if "pde" in wanted and not options.json:
@@ -71,7 +85,7 @@ def compare(options: argparse.Namespace) -> int:
             try:
                 found[name] = Comparison(problem, settings).run(wanted, progress).as_dict()
             except KolmoError as error:
-                found[name] = {"verdict": "refused", "reason": _line(error)}
+                found[name] = {"verdict": "refused", "reason": one_line(error)}
     words = [comparison["verdict"] for comparison in found.values()]
     if options.out is not None:
         write_json(Path(options.out) / "comparison.json", found)
@@ -82,8 +96,59 @@ def compare(options: argparse.Namespace) -> int:
     return EXIT_CLAIM if "differ" in words else EXIT_ERROR if "refused" in words else 0
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _name(folder: str) -> str:
+    """The last part of a case directory's path, as any terminal and JSON can show it."""
+    return one_line(os.path.basename(os.path.abspath(folder)))
+
+
+def _check_sizes(problem: Problem, settings: Options, wanted: tuple[str, ...]) -> None:
+    """Raise InputError that names the flag which asks for more than memory holds."""
+    dim, depth, points = problem.network.dim, problem.network.depth, len(problem.data)
+    width = getattr(problem.network, "width", dim)
+    for flag, name, paths in (
+        ("--paths", "chain", settings.paths),
+        ("--sde-paths", "sde", settings.sde_paths),
+    ):
+        if name in wanted:
+            memory.require(
+                memory.sample(points, paths, width),
+                f"{flag}: {paths} paths from {points} points",
+                "take fewer",
+            )
+    for flag, name, cells in (
+        ("--cells", "pde", settings.cells),
+        ("--exact-cells", "exact", settings.exact_cells),
+    ):
+        if name in wanted and cells is not None and dim in (1, 2, 3):
+            needed = (
+                memory.equation(dim, cells, depth, width) if name == "pde" else memory.recursion(dim, cells)
+            )
+            memory.require(needed, f"{flag}: {cells} cells a direction in {dim}-D", "take fewer")
+
+
+@contextmanager
+def _gradient_folder(options: argparse.Namespace, name: str) -> Iterator[Path | None]:
+    """Where gradients go, None without --gradient: made first, and away again where nothing got into it."""
+    if not options.gradient:
+        yield None
+        return
+    made: list[Path] = []
+    if options.out is None:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"kolmo-{name[:40]}-"))
+        except OSError as error:
+            raise InputError(f"--out: no temporary folder can be made ({error}); give one") from error
+        made = [folder]
+    else:
+        wanted = Path(options.out)
+        made = [path for path in (wanted, *wanted.parents) if not os.path.exists(path)]
+        folder = output_folder(wanted, options.overwrite)
+    try:
+        yield folder
+    finally:
+        for path in made:
+            if not any(path.iterdir()):
+                path.rmdir()
 
 
 def _settings(options: argparse.Namespace, wanted: tuple[str, ...]) -> Options:
@@ -115,17 +180,60 @@ def _settings(options: argparse.Namespace, wanted: tuple[str, ...]) -> Options:
         device=resolve_device(options.device),
         seed=options.seed,
         gradient=options.gradient,
+        error=getattr(options, "error", False),
     )
 
 
 def _evaluate(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    wanted = parse_estimators(options.estimator)
+    toward = options.tolerance is not None
+    wanted = methods(options) if toward else parse_estimators(options.estimator or "pde,chain")
     settings = _settings(options, wanted)
     problem = case.load(options.case)
-    folder = None
-    if options.gradient:
-        folder = Path(tempfile.mkdtemp(prefix=f"kolmo-{name}-")) if options.out is None else None
-        folder = folder or output_folder(options.out, options.overwrite)
+    _check_sizes(problem, settings, wanted)
+    if toward:
+        return _to_tolerance(problem, settings, options, name)
+    points = parse_points(options.at or [], problem.network.dim)
+    with _gradient_folder(options, name) as folder:
+        result = _reached(problem, settings, wanted, options, name, folder)
+    if points:
+        result["values"] = single_values(problem, points, wanted, replace(settings, gradient=False))
+        if not options.json:
+            print_values(result["values"])
+    return result
+
+
+def _to_tolerance(
+    problem: Problem, settings: Options, options: argparse.Namespace, name: str
+) -> dict[str, Any]:
+    """The estimate that meets --tolerance, or the closest, audited like every other."""
+    found = to_tolerance(problem, options, settings)
+    _audit(problem, {found.reached.name: found.reached}, settings)
+    result: dict[str, Any] = {
+        "case": name,
+        "dim": problem.network.dim,
+        "backend": resolve_backend(settings.backend) if found.reached.name == "pde" else None,
+        "estimates": {found.reached.name: found.reached.as_dict()},
+        "tolerance": {"wanted": found.tolerance, "met": found.met, "steps": list(found.steps)},
+        "verdict": "agree",
+        "reason": "; ".join(found.steps),
+    }
+    if not options.json:
+        print_estimates(result["estimates"])
+        print_budget({found.reached.name: found.reached})
+        print("\n".join(found.steps))
+        print(f"tolerance {found.tolerance:g}: {'met' if found.met else 'not met'}")
+    return result
+
+
+def _reached(
+    problem: Problem,
+    settings: Options,
+    wanted: tuple[str, ...],
+    options: argparse.Namespace,
+    name: str,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Estimates, audited, and their gradients in the folder."""
     if "pde" in wanted and not options.json:
         say_backend(options.backend)
     comparison = Comparison(problem, settings)
@@ -136,7 +244,7 @@ def _evaluate(options: argparse.Namespace, name: str) -> dict[str, Any]:
     result: dict[str, Any] = {
         "case": name,
         "dim": problem.network.dim,
-        "backend": resolve_backend(options.backend) if "pde" in wanted else None,
+        "backend": resolve_backend(settings.backend) if "pde" in wanted else None,
         "estimates": {estimator: found.as_dict() for estimator, found in comparison.reached.items()},
     }
     if folder is not None:
@@ -148,6 +256,11 @@ def _evaluate(options: argparse.Namespace, name: str) -> dict[str, Any]:
         reason = "; ".join([reason, *words])
         word = "differ" if differing else word
     result["verdict"], result["reason"] = word, reason
+    if not options.json:
+        print_estimates(result["estimates"])
+        if settings.error:
+            print_budget(comparison.reached)
+        print(f"{word}: {reason}")
     return result
 
 
@@ -202,22 +315,3 @@ def _write_gradient(path: Path, arrays: dict[str, torch.Tensor]) -> str:
     plain = {name: array.detach().numpy() for name, array in arrays.items()}
     write_atomically(path, lambda file: np.savez(file, **plain))
     return str(path)
-
-
-def _print_evaluation(result: dict[str, Any]) -> None:
-    for name, estimate in result["estimates"].items():
-        if "standard_error" in estimate:
-            what, error = "standard error", estimate["standard_error"]
-            size = f"{estimate['paths']} paths"
-        else:
-            what, error = "stated error", sum(estimate["error"].values())
-            size = f"{estimate['cells']} cells a direction"
-        value, seconds = estimate["value"], estimate["seconds"]
-        line = f"{name:6s} J = {value:.6f}   {what} {error:.1e}   {size}   {seconds:.1f} s"
-        if "indefinite" in estimate:
-            share = estimate["indefinite"]["share"]
-            line += f"   plain diffusion indefinite at {share:.0%} of points, product form used"
-        if estimate.get("gain") is not None:
-            line += f"   {estimate['gain']:.3g} times the plain chain's accuracy a second"
-        print(line + (f"   gradient in {estimate['gradient']}" if "gradient" in estimate else ""))
-    print(f"{result['verdict']}: {result['reason']}")

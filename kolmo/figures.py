@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from kolmo import plotting
 from kolmo.errors import InfeasibleError
 from kolmo.experiments.binary_classification import METHODS, BinaryClassification, Trained
+from kolmo.figures_errors import errors
 from kolmo.network import LayeredNetwork
 from kolmo.pde import BackwardKolmogorov
 from kolmo.pde.domain import choose_half_width
@@ -41,6 +42,7 @@ def write_figures(run: BinaryClassification, folder: Path) -> list[str]:
         "training": training,
         "paths": paths,
         "weights": weights,
+        "errors": errors,
     }
     written = []
     for name, make in makers.items():

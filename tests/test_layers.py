@@ -11,6 +11,7 @@ from problems import ROOT
 CORE = (
     "network", "noise", "activation", "modified", "loss", "data", "problem", "chain", "training", "penalty",
     "device", "errors", "text", "stream", "philox", "sde", "brownian", "consistency", "explicit",
+    "checkpoint", "files", "memory", "reading", "validity", "weights",
 )  # fmt: skip
 #: a folder's sources -> the packages it must know nothing of
 RULES: list[tuple[str, list[Path], tuple[str, ...]]] = [
@@ -22,10 +23,18 @@ RULES: list[tuple[str, list[Path], tuple[str, ...]]] = [
             for p in (ROOT / "kolmo" / f"{n}.py", *(ROOT / "kolmo" / n).glob("**/*.py"))
             if p.is_file()
         ],
-        ("kolmo.pde", "kolmo.control", "kolmo.experiments", "kolmo.cli"),
+        ("kolmo.pde", "kolmo.control", "kolmo.experiments", "kolmo.cli", "kolmo.verify"),
     ),
-    ("pde", sorted((ROOT / "pde").glob("**/*.py")), ("kolmo.control", "kolmo.experiments", "kolmo.cli")),
-    ("control", sorted((ROOT / "control").glob("**/*.py")), ("kolmo.experiments", "kolmo.cli")),
+    (
+        "pde",
+        sorted((ROOT / "pde").glob("**/*.py")),
+        ("kolmo.control", "kolmo.experiments", "kolmo.cli", "kolmo.verify"),
+    ),
+    (
+        "control",
+        sorted((ROOT / "control").glob("**/*.py")),
+        ("kolmo.experiments", "kolmo.cli", "kolmo.verify"),
+    ),
 ]
 
 
