@@ -1,6 +1,6 @@
-"""The command line: `kolmo reproduce | evaluate | compare | experiment | doctor`.
+"""The command line: `kolmo reproduce | evaluate | compare | experiment | verify | doctor`.
 
-Exit codes: 0 done (and every claim holds), 1 a claim does not hold or estimators differ,
+Exit codes: 0 done (and every claim or check holds), 1 one does not hold or estimators differ,
 2 bad input or a refusal (one line says which), 130 interrupted.
 """
 
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from kolmo import __version__
 from kolmo.errors import EXIT_ERROR, EXIT_INTERRUPTED, InputError, KolmoError
+from kolmo.text import one_line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,13 +35,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _run(options)
     except KolmoError as error:
-        print(f"kolmo: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"kolmo: {one_line(error)}", file=sys.stderr)
+        return EXIT_ERROR
+    except MemoryError:
+        print("kolmo: out of memory; take fewer cells, paths, layers or units", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("kolmo: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
+        return EXIT_ERROR
+    except OSError as error:  # a compiler's cache on a full disk, say: our own files have errors of their own
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"kolmo: {one_line(where + (error.strerror or str(error)))}", file=sys.stderr)
+        return EXIT_ERROR
+    except Exception as error:  # a fault of Kolmo's own: it is said, and no traceback buries it
+        if os.environ.get("KOLMO_TRACEBACK"):
+            raise
+        print(
+            f"kolmo: internal error, please report it with what KOLMO_TRACEBACK=1 prints: "
+            f"{type(error).__name__}: {one_line(error, 300)}",
+            file=sys.stderr,
+        )
         return EXIT_ERROR
 
 
@@ -55,6 +73,10 @@ def _run(options: argparse.Namespace) -> int:
 
     commands.quiet_libraries()
     commands.set_threads()
+    if options.command == "verify":
+        from kolmo.verify.command import command
+
+        return command(options)
     handler = {
         "reproduce": commands.reproduce,
         "evaluate": evaluation.evaluate,
@@ -79,19 +101,29 @@ def _build() -> _Parser:
         epilog="example: kolmo reproduce --config overfitting --seed 3 --out runs/overfitting",
         allow_abbrev=False,
     )
-    reproduce.add_argument("--config", default="default", help="TOML file, or default, overfitting")
+    reproduce.add_argument("--config", help="TOML file, or default (the default), overfitting")
     _run_options(reproduce)
     reproduce.add_argument("--json", action="store_true", help="print the claims as one JSON object")
 
     evaluate = commands.add_parser(
         "evaluate",
         help="J of a network on disk by several estimators",
-        description="Evaluate a case directory (problem.toml, points.csv, weights.npz).",
+        description="Evaluate a case directory (problem.toml, points.csv, weights.npz or .safetensors).",
         epilog="example: kolmo evaluate runs/reproduce/control --estimator pde,chain --json",
         allow_abbrev=False,
     )
     evaluate.add_argument("case", metavar="CASE_DIR")
     _estimator_options(evaluate, "pde,chain")
+    evaluate.set_defaults(estimator=None)  # pde,chain, or whatever meets --tolerance
+    evaluate.add_argument("--error", action="store_true", help="the error budget of each estimate, by source")
+    evaluate.add_argument(
+        "--at", action="append", metavar="X1,..,XD", help="u(x, 0) at a point too (as often as you like)"
+    )
+    evaluate.add_argument(
+        "--tolerance", type=float, help="total error wanted on J: estimator, mesh and box are chosen for it"
+    )
+    evaluate.add_argument("--seconds", type=float, help="that --tolerance may take (default 600)")
+    evaluate.add_argument("--memory", type=float, help="GiB that --tolerance may store (default 8)")
     evaluate.add_argument("--gradient", action="store_true", help="write each estimate's gradient as npz")
     evaluate.add_argument("--out", help="folder for gradients (default: a fresh temporary one)")
     evaluate.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
@@ -123,6 +155,17 @@ def _build() -> _Parser:
     experiment.add_argument("--config", help="TOML file in place of the experiment's own")
     _run_options(experiment)
     experiment.add_argument("--json", action="store_true", help="print the claims as one JSON object")
+
+    verify = commands.add_parser(
+        "verify",
+        help="the numerical self-check on this machine, in under 2 minutes",
+        description="Check closed forms, orders, gradients, duality, coverage; exit code 1 where one fails.",
+        epilog="example: kolmo verify --backend skfem --json",
+        allow_abbrev=False,
+    )
+    verify.add_argument("--backend", default="auto", help="finite elements: auto, dolfinx or skfem")
+    verify.add_argument("--quiet", action="store_true", help="no progress")
+    verify.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     doctor = commands.add_parser("doctor", help="what was found on this machine and what is missing")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -159,6 +202,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of data, weights and noise")
     parser.add_argument("--out", help="output folder (default runs/NAME)")
     parser.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
+    parser.add_argument(
+        "--resume", metavar="DIR", help="go on with the run in this folder, its settings kept"
+    )
     parser.add_argument("--quick", action="store_true", help="a small version, under a minute")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
