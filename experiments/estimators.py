@@ -21,10 +21,12 @@ from kolmo.experiments.crosscheck import SAFETY, gradient_difference, pde_value
 from kolmo.modified import indefinite
 from kolmo.pde import BackwardKolmogorov, ExactValue, resolve_exact, value_gradient
 from kolmo.pde.domain import audit_domain, projected_step
+from kolmo.pde.guards import layer_numbers
 from kolmo.pde.model_error import ModelProbes, model_error
 from kolmo.pde.resolution import ResolvedValue, resolve_value
 from kolmo.problem import Problem
 from kolmo.text import nearest
+from kolmo.validity import step_numbers
 
 #: every estimator, equation first
 ESTIMATORS = ("pde", "chain", "sde", "exact")
@@ -157,7 +159,22 @@ def of_equation(problem: Problem, resolved: ResolvedValue, options: Options) -> 
             "exit_probability": resolved.exit_probability,
             **_of_model(probes),
         }
+        details["layers"] = _layers(problem, resolved)
     return Reached("pde", resolved.value, 0.0, bounds, 0.0, details, model=model)
+
+
+def _layers(problem: Problem, resolved: ResolvedValue) -> dict[str, list[float | None]]:
+    """The numbers of each layer that the guards look at; None for what is infinite."""
+    tapered = resolved.marched.tapered
+    found = layer_numbers(
+        resolved.equation.space, tapered.drift.numpy(), tapered.diffusion.numpy(), problem.network.step
+    )
+    numbers = {
+        "step": step_numbers(problem).norm.tolist(),
+        "courant": found.courant.tolist(),
+        "peclet": found.peclet.tolist(),
+    }
+    return {name: [v if math.isfinite(v) else None for v in values] for name, values in numbers.items()}
 
 
 def _of_model(probes: ModelProbes) -> dict[str, float | None]:

@@ -139,7 +139,7 @@ def print_budget(reached: dict[str, Reached]) -> None:
         )
     print_table("error budget of J (stated: twice the estimates, plus the 95% interval)", columns, rows)
     for name, found in reached.items():
-        for line in _checks(found.details.get("checks", {})):
+        for line in (*_checks(found.details.get("checks", {})), *_layers(found.details.get("layers", {}))):
             print(f"{name}: {line}")
 
 
@@ -154,6 +154,17 @@ def _checks(checks: dict[str, float | None]) -> list[str]:
         "one_step_defect": "model: one-step defect {:+.1e}",
     }
     return [text.format(checks[key]) for key, text in words.items() if checks.get(key) is not None]
+
+
+def _layers(numbers: dict[str, list[float | None]]) -> list[str]:
+    """The largest number of each kind over the layers, and where."""
+    titles = {"step": "h |grad f| at the data", "courant": "Courant number", "peclet": "mesh Peclet number"}
+    words = []
+    for kind, values in numbers.items():
+        sizes = [math.inf if value is None else value for value in values]
+        layer = sizes.index(max(sizes))
+        words.append(f"{titles[kind]} up to {sizes[layer]:.3g} (layer {layer})")
+    return words
 
 
 def print_values(rows: list[dict[str, Any]]) -> None:

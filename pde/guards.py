@@ -8,6 +8,8 @@ where the value function does vary from node to node, which consistent mass carr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from kolmo.errors import PecletError
@@ -60,5 +62,19 @@ def peclet(space: Space, drift: np.ndarray, diffusion: np.ndarray) -> float:
 
 
 def courant(space: Space, drift: np.ndarray, diffusion: np.ndarray, step: float) -> float:
-    """The Courant number of a layer, diffusion included."""
+    """The Courant number of a layer, diffusion included: h max_r sum_s |K_rs| / Ml_r."""
     return space.maximum(space.generator(drift, diffusion).rate()) * step
+
+
+@dataclass(frozen=True)
+class LayerNumbers:
+    """Courant and median mesh Peclet number of every layer (L,)."""
+
+    courant: np.ndarray
+    peclet: np.ndarray
+
+
+def layer_numbers(space: Space, drift: np.ndarray, diffusion: np.ndarray, step: float) -> LayerNumbers:
+    """The numbers of nodal coefficients (L, Q, d) and (L, Q, d[, d]); step: of a layer, in units of time."""
+    both = [(courant(space, b, a, step), peclet(space, b, a)) for b, a in zip(drift, diffusion, strict=True)]
+    return LayerNumbers(*np.array(both).T)

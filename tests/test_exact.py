@@ -41,7 +41,8 @@ def test_the_kernels_are_compiled_once() -> None:
     program = (
         "from kolmo.pde.spline import TensorSpline, gather; import numpy as np; s = TensorSpline(1, 4, 1.0);"
         "v = np.zeros((5, 2)); y = np.zeros((1, 1)); z = np.zeros((1, 1, 1));"
-        "gather(s.grid, y, y, z, y, np.ones(1), s.coefficients(v), v, -1.0, s.spacing, 4, False, np.zeros((1, 2)));"
+        "c = s.coefficients(v); o = v[:1].copy();"
+        "gather(s.grid, y, y, z, y, np.ones(1), c, v, -1.0, 0.5, 4, False, o);"
         "print(sum(gather.stats.cache_misses.values()))"
     )
     runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True) for _ in range(2)]
