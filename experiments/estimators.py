@@ -155,6 +155,7 @@ def of_equation(problem: Problem, resolved: ResolvedValue, options: Options) -> 
         model = probes.estimate
         details["checks"] = {
             "corrected": resolved.residuals.corrected,
+            "uncorrected": resolved.residuals.value,
             "richardson": resolved.richardson if math.isfinite(resolved.richardson) else None,
             "exit_probability": resolved.exit_probability,
             **_of_model(probes),

@@ -17,7 +17,7 @@ from kolmo.experiments.estimators import Options, Reached, of_equation, of_recur
 from kolmo.pde import resolve_exact
 from kolmo.pde.domain import choose_half_width, projected_step
 from kolmo.pde.mesh import DEFAULT_CELLS
-from kolmo.pde.resolution import LIMIT, Effort, resolve_value
+from kolmo.pde.resolution import LIMIT, Effort, ResolvedValue, resolve_value
 from kolmo.problem import Problem
 
 #: the estimators that may be told to meet a tolerance, in the order they are tried
@@ -90,15 +90,21 @@ def _line(error: Exception) -> str:
 def _pde(problem: Problem, tolerance: float, options: Options, effort: Effort, steps: list[str]) -> Reached:
     """The equation: first its modelling error, on a mesh half as fine, then the mesh that is left to it."""
     start = time.perf_counter()
-    coarse = resolve_value(
-        problem,
-        cells=DEFAULT_CELLS[problem.network.dim] // 2,
-        refine=True,
-        order=options.order,
-        backend=options.backend,
-        aim=LIMIT,
-        effort=effort,
-    )
+
+    def resolve(cells: int, aim: tuple[float, float]) -> ResolvedValue:
+        left = replace(effort, seconds=effort.seconds - (time.perf_counter() - start))
+        return resolve_value(
+            problem,
+            cells=cells,
+            refine=True,
+            order=options.order,
+            backend=options.backend,
+            aim=aim,
+            effort=left,
+            corrected=True,
+        )
+
+    coarse = resolve(DEFAULT_CELLS[problem.network.dim] // 2, LIMIT)
     probe = of_equation(problem, coarse, options)
     assert probe.model is not None  # asked for by options.error
     left = (tolerance - SAFETY * probe.model) / SAFETY
@@ -109,17 +115,7 @@ def _pde(problem: Problem, tolerance: float, options: Options, effort: Effort, s
             "meet it"
         )
         return replace(probe, seconds=time.perf_counter() - start)
-    aim = _AIM * left / 2, 0.0
-    spent = time.perf_counter() - start
-    fine = resolve_value(
-        problem,
-        cells=coarse.cells,
-        refine=True,
-        order=options.order,
-        backend=options.backend,
-        aim=aim,
-        effort=replace(effort, seconds=effort.seconds - spent),
-    )
+    fine = coarse if probe.total <= tolerance else resolve(coarse.cells, (_AIM * left / 2, 0.0))
     reached = replace(of_equation(problem, fine, options), seconds=time.perf_counter() - start)
     steps.append(_told("pde", reached, tolerance, fine.stopped))
     return reached

@@ -146,6 +146,7 @@ def print_budget(reached: dict[str, Reached]) -> None:
 def _checks(checks: dict[str, float | None]) -> list[str]:
     """What stands beside the budget's terms, in words."""
     words = {
+        "uncorrected": "J on the mesh {:.6f}",
         "corrected": "J without the leading errors of mesh and time {:.6f}",
         "richardson": "mesh error by Richardson {:.1e}",
         "exit_probability": "probability to reach the taper {:.1e}",

@@ -7,7 +7,8 @@ largest of
 
 the leading error, what two meshes do not agree on once each is rid of it, and a share of the residuals
 without their signs, which is large where the value function is folded finer than the mesh, also where
-the signed sum happens to cancel and two meshes happen to agree.
+the signed sum happens to cancel and two meshes happen to agree. Where only a value is wanted, and not the
+J whose gradient is had, J_n + eta_n may be taken: then the last two of these are its error.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class ResolvedValue:
-    """J by the Kolmogorov equation and the sizes of its errors of discretisation.
+    """J by the Kolmogorov equation, as it is or corrected, and the sizes of its errors of discretisation.
 
     richardson: |J_n - J_c| / ((n/c)^2 - 1), the second-order extrapolation from the coarser mesh, beside the
     stated mesh_error. exit_probability: that a path reaches the taper. stopped: why the aim was
@@ -94,15 +95,16 @@ def resolve_value(
     half_width: float | None = None,
     aim: tuple[float, float] = AIM,
     effort: Effort | None = None,
+    corrected: bool = False,
 ) -> ResolvedValue:
     """J on a mesh and in a box that resolve it.
 
     cells: the first mesh, by default the dimension's. refine: take meshes finer by 3/2 until
     the mesh and time errors meet `aim` (absolute, relative); by default where no cells are given,
     otherwise this mesh and no other. half_width: of the box; by default a pilot sample's, enlarged until
-    the taper's weighted residual is small too. Raises ResolutionError where the error stays above LIMIT,
-    with the reason and the remedy, NonFiniteError, StepError and DomainError where the weights are beyond
-    any mesh.
+    the taper's weighted residual is small too. corrected: take J_n + eta_n for the value. Raises
+    ResolutionError where the error stays above LIMIT, with the reason and the remedy, NonFiniteError,
+    StepError and DomainError where the weights are beyond any mesh.
     """
     dim = problem.network.dim
     check_dim(dim)
@@ -140,7 +142,7 @@ def resolve_value(
         coarse = solve(_coarser(n))
     while True:
         fine = solve(n)
-        found = fine if isinstance(fine, InfeasibleError) else _judge(fine, coarse, n)
+        found = fine if isinstance(fine, InfeasibleError) else _judge(fine, coarse, n, corrected)
         finer = round(1.5 * n)
         if isinstance(found, ResolvedValue):
             assert isinstance(fine, _Solved)
@@ -170,17 +172,18 @@ def _meets(error: float, bound: tuple[float, float], solved: _Solved) -> bool:
     return abs(error) <= bound[0] + bound[1] * abs(solved.residuals.value)
 
 
-def _judge(fine: _Solved, coarse: _Solved | InfeasibleError, cells: int) -> ResolvedValue:
+def _judge(fine: _Solved, coarse: _Solved | InfeasibleError, cells: int, corrected: bool) -> ResolvedValue:
     found = fine.residuals
+    leading = 0.0 if corrected else abs(found.mesh)
     # without a coarser mesh to check it nothing of the residuals is allowed to cancel
-    mesh, richardson = max(abs(found.mesh), found.size), float("inf")
+    mesh, richardson = max(leading, found.size), float("inf")
     if isinstance(coarse, _Solved):
         other = coarse.residuals
         ratio = cells / coarse.marched.recovery.cells
         richardson = abs(found.value - other.value) / (ratio**2 - 1)
-        mesh = max(abs(found.mesh), abs(found.corrected - other.corrected), UNSIGNED * found.size)
+        mesh = max(leading, abs(found.corrected - other.corrected), UNSIGNED * found.size)
     return ResolvedValue(
-        found.value,
+        found.corrected if corrected else found.value,
         mesh,
         abs(found.time),
         abs(found.domain),

@@ -1,4 +1,4 @@
-"""Guards on single layers: steps that fold, Peclet and Courant numbers, condition; counted by the optimiser."""
+"""Guards on layers: steps that fold, Peclet and Courant numbers, condition; counted by the optimiser."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_step_that_folds_is_refused(slope: float, words: str) -> None:
 
 
 def test_the_optimiser_backtracks_and_counts() -> None:
-    """A first step far too long folds space: refused, counted, and the iteration goes on from a shorter one."""
+    """A first step far too long folds space: refused, counted, and a shorter one is taken."""
     given = problem(1, noise.BernoulliDropout(0.9), depth=4)
     equation = BackwardKolmogorov(given, cells=48, backend="skfem", half_width=3.0)
     objective = Objective(given.network, _guarded(given, equation))
