@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from kolmo import control, training
+from kolmo import training
 from kolmo.chain import Chain, Estimate
 from kolmo.checkpoint import Checkpoint, Memo, State
 from kolmo.config import Config
-from kolmo.control.admissible import Box
 from kolmo.data import Dataset
 from kolmo.device import resolve as resolve_device
 from kolmo.errors import InfeasibleError, KolmoError
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.crosscheck import PdeValue, Verdict, compare_gradients, compare_values, pde_value
 from kolmo.experiments.progress import Progress, Silent
+from kolmo.experiments.three_ways import METHODS, Trained, Trainer
 from kolmo.network import LayeredNetwork
 from kolmo.noise import NoNoise
 from kolmo.pde import BackwardKolmogorov
@@ -39,26 +39,6 @@ from kolmo.pde.domain import choose_half_width
 from kolmo.pde.mesh import check_dim
 from kolmo.penalty import Penalty, StepPenalty, WeightDecay
 from kolmo.problem import Problem
-
-METHODS = ("control", "stochastic", "noiseless")
-
-
-@dataclass
-class Trained:
-    """One network and the way to it: rows (seconds, evaluations, objective) and snapshots."""
-
-    network: LayeredNetwork
-    history: list[tuple[float, int, float]] = field(default_factory=list)
-    snapshots: list[tuple[float, int, np.ndarray]] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def course(self) -> State:
-        """The way so far, as checkpoints keep it."""
-        return {"history": self.history, "snapshots": self.snapshots}
-
-    def take_course(self, kept: State) -> None:
-        """Put back what `course` gave."""
-        self.history, self.snapshots = ([tuple(row) for row in kept[k]] for k in ("history", "snapshots"))
 
 
 @dataclass(frozen=True)
@@ -127,14 +107,15 @@ class BinaryClassification:
     def _train(self, method: str, progress: Progress) -> None:
         """One training, or as much of it as is left."""
         run = self.trained[method] = Trained(copy.deepcopy(self.problem.network))
-        train = getattr(self, f"_train_{method}")
+        start = self.under_noise(run.network)
+        trainer = Trainer(self.config, start, self.penalties, self.backend, self.device, progress)
 
         def resume(kept: State) -> None:
             run.take_course(kept)
             progress.advance("resumed", len(run.history))
 
         def compute(checkpoint: Checkpoint) -> State:
-            train(run, progress, checkpoint.beside(run.course, resume))
+            trainer.train(method, run, checkpoint.beside(run.course, resume))
             weights = training.weights_of(run.network)
             return {**run.course(), "weights": weights, "details": run.details}
 
@@ -142,87 +123,6 @@ class BinaryClassification:
         run.take_course(kept)
         run.details = kept["details"]
         training.set_weights(run.network, kept["weights"])
-
-    def _train_control(self, run: Trained, progress: Progress, checkpoint: Checkpoint) -> None:
-        settings = self.config.control
-        total = sum(settings.iterations)
-        progress.start("control: L-BFGS through the Kolmogorov equation", total)
-        every = max(1, total // max(1, self.config.check.snapshots))
-
-        def note(step: control.training.Progress) -> None:
-            run.history.append((step.seconds, step.evaluations, step.objective))
-            if len(run.history) % every == 1 or every == 1:
-                run.snapshots.append((step.seconds, step.evaluations, step.theta))
-            progress.advance(f"{step.cells} cells, objective {step.objective:.5f}")
-
-        outcome = control.train(
-            self.under_noise(run.network),
-            self.penalties,
-            cells=settings.meshes(self.train.dim),
-            iterations=settings.iterations,
-            order=settings.order,
-            backend=self.backend,
-            tolerance=settings.tolerance,
-            admissible=Box(settings.radius),
-            seed=self.config.run.seed,
-            callback=note,
-            checkpoint=checkpoint,
-        )
-        run.details = {
-            "status": outcome.result.status,
-            "iterations": outcome.iterations,
-            "residual": outcome.result.residual,
-            "cells": outcome.cells,
-            "half_width": outcome.half_width,
-            "refused": outcome.refused,
-            "audits": outcome.audits,
-            "errors": outcome.errors,
-        }
-
-    def _train_stochastic(self, run: Trained, progress: Progress, checkpoint: Checkpoint) -> None:
-        settings = self.config.stochastic
-        progress.start("stochastic: Adam on the noisy chain", settings.steps)
-        problem = self.under_noise(run.network)
-        sizes = settings.steps, settings.paths, settings.learning_rate
-        self._adam(run, problem, *sizes, progress, checkpoint)
-
-    def _train_noiseless(self, run: Trained, progress: Progress, checkpoint: Checkpoint) -> None:
-        settings = self.config.noiseless
-        progress.start("noiseless: Adam without noise", settings.steps)
-        problem = self.under_noise(run.network).without_noise()
-        self._adam(run, problem, settings.steps, 1, settings.learning_rate, progress, checkpoint)
-
-    def _adam(
-        self,
-        run: Trained,
-        problem: Problem,
-        steps: int,
-        paths: int,
-        rate: float,
-        progress: Progress,
-        checkpoint: Checkpoint,
-    ) -> None:
-        every = max(1, steps // max(1, self.config.check.snapshots))
-
-        def note(step: training.Step) -> None:
-            run.history.append((step.seconds, step.evaluations, step.objective))
-            if step.number % every == 1 or every == 1:
-                theta = torch.nn.utils.parameters_to_vector(run.network.parameters())
-                run.snapshots.append((step.seconds, step.evaluations, theta.detach().cpu().numpy().copy()))
-            progress.advance(f"batch objective {step.objective:.4f}")
-
-        training.train(
-            problem,
-            self.penalties,
-            steps=steps,
-            paths=paths,
-            learning_rate=rate,
-            seed=self.config.run.seed,
-            device=self.device,
-            callback=note,
-            checkpoint=checkpoint,
-        )
-        run.details = {"steps": steps, "paths": paths, "learning_rate": rate}
 
     # evaluation
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from kolmo import plotting
 from kolmo.errors import InfeasibleError
-from kolmo.experiments.binary_classification import METHODS, BinaryClassification, Trained
+from kolmo.experiments.binary_classification import BinaryClassification
+from kolmo.experiments.three_ways import METHODS, Trained
 from kolmo.figures_errors import errors
 from kolmo.network import LayeredNetwork
 from kolmo.pde import BackwardKolmogorov

@@ -5,8 +5,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from kolmo import plotting
-from kolmo.experiments.binary_classification import METHODS, BinaryClassification
+from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.estimators import SOURCES
+from kolmo.experiments.three_ways import METHODS
 from kolmo.plotting import COLOURS
 
 #: the shortest bar, relative to the longest: what is less does not matter

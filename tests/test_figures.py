@@ -13,8 +13,9 @@ from matplotlib.image import imread
 from kolmo import figures, plotting
 from kolmo.config import Config
 from kolmo.data import Dataset, to_csv
-from kolmo.experiments.binary_classification import BinaryClassification, Trained
+from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.progress import Silent
+from kolmo.experiments.three_ways import Trained
 from kolmo.figures import write_figures
 from kolmo.pde.mesh import box_mesh
 
