@@ -22,7 +22,6 @@ from kolmo.console import LiveProgress, console, print_claims, print_lines, prin
 from kolmo.errors import EXIT_CLAIM, EXIT_INTERRUPTED, InputError, KolmoError
 from kolmo.experiments.claims import Claim
 from kolmo.files import UnwritableError
-from kolmo.pde.backend import resolve as resolve_backend
 from kolmo.text import nearest
 
 
@@ -35,14 +34,6 @@ def quiet_libraries() -> None:
 def set_threads() -> None:
     """One torch thread: the tensors are small, and the chain spreads its blocks over threads itself."""
     torch.set_num_threads(1)
-
-
-def say_backend(backend: str) -> None:
-    """One line where dolfinx cannot be had and nobody asked for scikit-fem."""
-    if backend == "auto" and resolve_backend(backend) == "skfem":
-        from kolmo.pde.dolfinx_compat import unavailable
-
-        print(f"kolmo: finite elements by scikit-fem ({unavailable()}: see kolmo doctor)", file=sys.stderr)
 
 
 # reproduce, experiment
@@ -163,7 +154,6 @@ def _sitting(
     if options.resume is not None and not options.quiet:
         kept = f"{run.memo.finished} parts done, {earlier:.0f} s of work kept"
         print(f"kolmo: going on with {run.folder}: {kept}", file=sys.stderr)
-    say_backend(run.config.run.backend)
     status, failure = _attempt(experiment.run, options)
     claims = experiment.claims() if status == "finished" else []
     try:

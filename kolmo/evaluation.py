@@ -27,7 +27,6 @@ from kolmo.certification import (
     to_tolerance,
 )
 from kolmo.chain import Chain
-from kolmo.commands import say_backend
 from kolmo.console import LiveProgress, print_comparison
 from kolmo.device import resolve as resolve_device
 from kolmo.errors import EXIT_CLAIM, EXIT_ERROR, AuditError, InputError, KolmoError
@@ -76,8 +75,6 @@ def compare(options: argparse.Namespace) -> int:
         _check_sizes(problems[name], settings, wanted)
     if options.out is not None:
         output_folder(options.out, options.overwrite)
-    if "pde" in wanted and not options.json:
-        say_backend(options.backend)
     found: dict[str, dict[str, Any]] = {}
     with LiveProgress(options.quiet or options.json) as progress:
         for name, problem in problems.items():
@@ -234,8 +231,6 @@ def _reached(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Estimates, audited, and their gradients in the folder."""
-    if "pde" in wanted and not options.json:
-        say_backend(options.backend)
     comparison = Comparison(problem, settings)
     for estimator in wanted:
         comparison.reached[estimator] = reach(estimator, problem, settings)

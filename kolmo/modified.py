@@ -48,7 +48,7 @@ def modified_equation(
     layers: slice = slice(None),
     correction: float = 1.0,
 ) -> Coefficients:
-    """Drift and diffusion at `points` (Q, d) for a slice of layers; differentiable in the weights.
+    """Drift and diffusion at `points` (Q, d) for a slice of layers; once differentiable in the weights.
 
     correction: share of order 2's correction, by which its size can be probed. With 1/2 it is that of a
     network of twice the layers, each of half the step, whose noise keeps the diffusion h C.
@@ -56,7 +56,7 @@ def modified_equation(
     """
     check_order(network, order)
     h = network.step
-    jet = network.jet(points, layers)
+    jet = network.nodal_jet(points, layers)
     mean = noise.mean(jet)
     C = noise.covariance(jet)
     D = noise.diffusion(jet)
@@ -84,7 +84,7 @@ def drift(mean: Jet, D: Tensor | None, h: float, order: int) -> Tensor:
     """
     if order == 1:
         return mean.value
-    correction = mean.directional(mean.value)
+    correction = mean.advection()
     if D is not None:
         correction = correction + 0.5 * mean.second(D)
     return mean.value - 0.5 * h * correction

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from kolmo import memory
 from kolmo.activation import Activation
 from kolmo.activation import activation as find_activation
 from kolmo.errors import InputError
+from kolmo.field import field_and_advection
 
 _NO_BRANCHES = "noise: shake-shake needs a block of two branches; give the network `branches`"
 
@@ -39,6 +42,10 @@ class Jet(ABC):
     @abstractmethod
     def directional(self, direction: Tensor) -> Tensor:
         """(grad f) v for v of shape (L, Q, d): shape (L, Q, d)."""
+
+    def advection(self) -> Tensor:
+        """(grad f) f, shape (L, Q, d)."""
+        return self.directional(self.value)
 
     @abstractmethod
     def jacobian(self) -> Tensor:
@@ -79,6 +86,9 @@ class LayeredNetwork(nn.Module, ABC):
     #: whether grad f exists and is differentiable, as order 2 demands
     twice_differentiable: bool = True
 
+    #: whether nodal jets hold no hidden values in memory
+    compiled: bool = False
+
     @property
     def step(self) -> float:
         """h = T / L, in units of time."""
@@ -95,6 +105,10 @@ class LayeredNetwork(nn.Module, ABC):
     def jet(self, x: Tensor, layers: slice = slice(None)) -> Jet:
         """The field and its derivatives at x (Q, d), for a slice of layers."""
         return AutomaticJet(self, x, range(self.depth)[layers])
+
+    def nodal_jet(self, x: Tensor, layers: slice = slice(None)) -> Jet:
+        """The same jet for points that nothing is differentiated by, once differentiable in the weights."""
+        return self.jet(x, layers)
 
     def branches(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The branches of a block f = (f1 + f2)/2, each (..., d); raises InputError without any."""
@@ -175,6 +189,9 @@ class ScaledJet(Jet):
         self._jet, self._factors = jet, factors[:, None, None]
         self.layers, self.depth = jet.layers, jet.depth
         self.value = self._factors * jet.value
+
+    def advection(self) -> Tensor:
+        return self._factors.square() * self._jet.advection()
 
     def directional(self, direction: Tensor) -> Tensor:
         return self._factors * self._jet.directional(direction)
@@ -272,6 +289,14 @@ class ResidualNetwork(LayeredNetwork):
             self.activation, self.W[layers], self.b[layers], self.V[layers], x, numbers, self.depth
         )
 
+    def nodal_jet(self, x: Tensor, layers: slice = slice(None)) -> Jet:
+        return CompiledJet(self, x, layers) if self.compiled else self.jet(x, layers)
+
+    @property
+    def compiled(self) -> bool:  # type: ignore[override]
+        plain = self.W.dtype == torch.float64 and self.W.device.type == "cpu"
+        return plain and self.activation.name == "tanh" and self.dim <= 3
+
     def branches(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Twice what the first and the second half of the hidden units give."""
         first, second = _halves(self.hidden(layer, x)[None], self.V[layer][None])
@@ -324,6 +349,42 @@ class TwoLayerJet(Jet):
 
     def branches(self) -> tuple[Tensor, Tensor]:
         return _halves(self._hidden, self._V)
+
+
+class CompiledJet(Jet):
+    """The jet of V tanh(W x + b) at fixed points: f and (grad f) f compiled, the rest `TwoLayerJet`'s."""
+
+    def __init__(self, network: ResidualNetwork, x: Tensor, layers: slice) -> None:
+        self.layers, self.depth = range(network.depth)[layers], network.depth
+        weights = (network.W[layers], network.b[layers], network.V[layers])
+        self.value, self._advection = field_and_advection(*weights, np.ascontiguousarray(x.numpy().T))
+        self._make = partial(network.jet, x, layers)
+        self._plain: Jet | None = None
+
+    @property
+    def plain(self) -> Jet:
+        """What is not compiled."""
+        if self._plain is None:
+            self._plain = self._make()
+        return self._plain
+
+    def advection(self) -> Tensor:
+        return self._advection
+
+    def directional(self, direction: Tensor) -> Tensor:
+        return self.plain.directional(direction)
+
+    def jacobian(self) -> Tensor:
+        return self.plain.jacobian()
+
+    def second(self, matrix: Tensor) -> Tensor:
+        return self.plain.second(matrix)
+
+    def hidden_units(self) -> tuple[Tensor, Tensor]:
+        return self.plain.hidden_units()
+
+    def branches(self) -> tuple[Tensor, Tensor]:
+        return self.plain.branches()
 
 
 def _halves(hidden: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,24 +20,11 @@ from kolmo.pde.space import Space
 ROUGHNESS_LIMIT = 0.2
 
 
-def roughness(space: Space, u: np.ndarray) -> float:
-    """sum Ml |(I - Ml^-1 M) u| / sum Ml |u - mean u| over nodes, the larger of the classes (Q, C).
-
-    Of second order in the cells where u is smooth, about 1 where it alternates from node to node.
-    """
-    mass = space.lumped_mass[:, None]
-    total = space.sum(np.array([mass.sum()]))
-    mean = space.sum((mass * u).sum(axis=0)) / total
-    variation = space.sum((mass * np.abs(u - mean)).sum(axis=0))
-    rough = space.sum((mass * np.abs(space.mass_defect(u))).sum(axis=0))
-    return float(np.max(rough / np.maximum(variation, np.finfo(float).tiny)))
-
-
 def check_roughness(space: Space, trajectory: Trajectory, drift: np.ndarray, diffusion: np.ndarray) -> None:
     """Raise PecletError that names the first layer, from the output on, that leaves u too rough."""
     for layer in reversed(range(len(trajectory.steps))):
         u = trajectory.value(layer)
-        found = roughness(space, u)
+        found = space.roughness(u)
         if found > ROUGHNESS_LIMIT:
             number = peclet(space, drift[layer], diffusion[layer])
             raise PecletError(

@@ -23,12 +23,12 @@ from kolmo.modified import Coefficients, check_order, modified_equation
 from kolmo.network import LayeredNetwork
 from kolmo.pde import march
 from kolmo.pde.backend import make_space
-from kolmo.pde.boundary import taper
+from kolmo.pde.boundary import Taper
 from kolmo.pde.domain import choose_half_width
 from kolmo.pde.guards import check_roughness
 from kolmo.pde.mesh import DEFAULT_CELLS, check_dim
-from kolmo.pde.propagator import PROPAGATORS, Propagator, Steps
-from kolmo.pde.space import Space
+from kolmo.pde.propagator import PROPAGATORS, Propagator
+from kolmo.pde.space import Space, Steps
 from kolmo.problem import Problem
 from kolmo.text import nearest
 
@@ -63,7 +63,7 @@ class BackwardKolmogorov:
     """The equation of one problem on one mesh.
 
     cells: intervals per direction (default 256, 96, 32 in 1, 2, 3-D). order: of the modified
-    equation, 1 or 2. backend: 'auto', 'dolfinx' or 'skfem'. propagator: 'explicit',
+    equation, 1 or 2. backend: 'auto', 'box', 'dolfinx' or 'skfem' (see `backend`). propagator: 'explicit',
     'implicit' or a Propagator. half_width: R of the box; by default chosen from the data and a
     pilot sample of the chain. space: a ready Space, in place of cells, backend and half_width.
     limit: clip u to [min Phi, max Phi] after every substep, as training needs. correction: share of order
@@ -104,7 +104,9 @@ class BackwardKolmogorov:
             raise InputError(f"space: {space.dim}-dimensional, the problem has {dim} features")
         self.problem, self.order, self.propagator, self.space = problem, order, propagator, space
         self.limit, self.correction = limit, correction
-        self._points = torch.from_numpy(np.ascontiguousarray(space.coefficient_points))
+        # components contiguous, as everything at the nodes
+        self._points = torch.from_numpy(np.ascontiguousarray(space.coefficient_points.T)).T
+        self.taper = Taper(space.coefficient_points, space.half_width, space.spacing)
         self.terminal = np.stack(
             [problem.loss(self._points, label).detach().numpy() for label in (0, 1)], axis=1
         )
@@ -148,13 +150,18 @@ class BackwardKolmogorov:
             for k in range(len(drift))
         ]
 
-    def march(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> tuple[float, march.Trajectory]:
-        """J and the backward trajectory for nodal coefficients (L, Q, d) and (L, Q, d[, d])."""
+    def march(
+        self, drift: np.ndarray, diffusion: np.ndarray, step: float, record: bool = False
+    ) -> tuple[float, march.Trajectory]:
+        """J and the backward trajectory for nodal coefficients (L, Q, d) and (L, Q, d[, d]).
+
+        record: keep what the adjoint needs, see `march.backward`.
+        """
         steps = self.steps(drift, diffusion, step)
         substeps = sum(layer.count for layer in steps)
         needed = memory.states(len(self._points), substeps)
         memory.require(needed, f"cells: the states of {substeps} substeps", "take fewer cells or layers")
-        trajectory = march.backward(self.space, steps, self.terminal, self.limit)
+        trajectory = march.backward(self.space, steps, self.terminal, self.limit, record)
         check_roughness(self.space, trajectory, drift, diffusion)
         self.last = trajectory
         local = np.array(np.vdot(trajectory.initial, self.initial))
@@ -195,9 +202,9 @@ class _CoefficientModel(nn.Module):
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         network = self.network
-        per_layer = max(1, len(points)) * getattr(network, "width", 16)
-        chunk = max(1, _CACHE_VALUES // per_layer)
-        recompute = per_layer * network.depth > _STORED_VALUES
+        count, width = max(1, len(points)), getattr(network, "width", 16)
+        chunk = max(1, _CACHE_VALUES // (count * (2 * network.dim if network.compiled else width)))
+        recompute = count * width * network.depth > _STORED_VALUES
         parts = []
         for k in range(0, network.depth, chunk):
             layers = slice(k, k + chunk)
@@ -205,15 +212,20 @@ class _CoefficientModel(nn.Module):
                 parts.append(checkpoint(self._range, layers, points, use_reentrant=False))
             else:
                 parts.append(self._range(layers, points))
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        return _joined([p[0] for p in parts]), _joined([p[1] for p in parts])
 
     def _range(self, layers: slice, points: Tensor) -> tuple[Tensor, Tensor]:
         equation = self._equation
         noise = equation.problem.noise
         found = modified_equation(self.network, noise, points, equation.order, layers, equation.correction)
         if self._tapered:
-            found = taper(found, points, equation.space.half_width, equation.space.spacing)
+            found = equation.taper(found)
         return found.drift, found.diffusion
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Layers in one tensor (L, Q, ...), nodes contiguous as in its parts."""
+    return parts[0] if len(parts) == 1 else torch.cat([p.movedim(1, -1) for p in parts]).movedim(-1, 1)
 
 
 class _ExpectedLoss(torch.autograd.Function):
@@ -223,7 +235,8 @@ class _ExpectedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, drift: Tensor, diffusion: Tensor, equation: BackwardKolmogorov, step: float
     ) -> Tensor:
-        value, ctx.trajectory = equation.march(drift.detach().numpy(), diffusion.detach().numpy(), step)
+        coefficients = drift.detach().numpy(), diffusion.detach().numpy()
+        value, ctx.trajectory = equation.march(*coefficients, step, any(ctx.needs_input_grad))
         ctx.equation, ctx.shape = equation, diffusion.shape
         return drift.new_tensor(value)
 
@@ -232,8 +245,9 @@ class _ExpectedLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
         equation: BackwardKolmogorov = ctx.equation
         diagonal = len(ctx.shape) == 3
-        d_drift = np.empty((*ctx.shape[:2], equation.space.dim))
-        d_diffusion = np.empty(tuple(ctx.shape))
+        layers, nodes, *components = ctx.shape
+        d_drift = np.moveaxis(np.empty((layers, equation.space.dim, nodes)), -1, 1)
+        d_diffusion = np.moveaxis(np.empty((layers, *components, nodes)), -1, 1)
 
         def collect(layer: int, cotangent: np.ndarray) -> None:
             d_drift[layer], d_diffusion[layer] = equation.space.pullback(cotangent, diagonal)

@@ -20,7 +20,9 @@ import scipy.sparse as sp
 import scipy.sparse.linalg as spla
 
 from kolmo.errors import InputError, NonFiniteError
+from kolmo.pde import csr
 from kolmo.pde.mesh import Mesh
+from kolmo.pde.propagator import ExplicitSteps
 from kolmo.pde.space import Generator, ShiftedSolver, Space, check_coefficients, components
 
 
@@ -53,8 +55,15 @@ class MappedSpace(Space):
         self._lumped = np.asarray(self.mass_matrix.sum(axis=1)).ravel()
         identity = (self.rows == self.columns).astype(float)
         self._defect = self.matrix(identity - self.mass_matrix.data / self._lumped[self.rows])
+        # the pattern is symmetric: where entry (s, r) stands, for each entry (r, s)
+        self.mirror = np.lexsort((self.rows, self.columns))
         self._maps: dict[bool, sp.bsr_matrix] = {}
         self._transposed: dict[bool, sp.bsr_matrix] = {}
+
+    @property
+    def sparse(self) -> tuple[np.ndarray, ...]:
+        """What compiled substeps take of the pattern and the mass."""
+        return self._starts, self.columns, self._defect.data, 1 / self._lumped
 
     def _map(self, diagonal: bool) -> sp.bsr_matrix:
         """T: one row per entry of K, one block of coefficients (drift, diffusion) per node."""
@@ -107,16 +116,24 @@ class MappedSpace(Space):
     def mass_defect(self, u: np.ndarray) -> np.ndarray:
         return self._defect @ u
 
+    def roughness(self, u: np.ndarray) -> float:
+        return float(csr.roughness(self._lumped, u, self._defect @ u))
+
     def generator(self, drift: np.ndarray, diffusion: np.ndarray) -> MappedGenerator:
         check_coefficients(drift, diffusion, self._points)
         diagonal = diffusion.ndim == 2
         pairs = components(self.dim, diagonal)
         packed = diffusion if diagonal else np.stack([diffusion[:, i, j] for i, j in pairs], axis=1)
-        return MappedGenerator(self, self._map(diagonal) @ np.hstack([drift, packed]).ravel())
+        T, data, coefficients = self._map(diagonal), np.empty(len(self.rows)), np.hstack([drift, packed])
+        blocks, parts = T.data.reshape(len(T.indices), -1), (0,) * coefficients.shape[1]
+        csr.entries(T.indptr, T.indices, blocks, np.ascontiguousarray(coefficients), parts, data)
+        return MappedGenerator(self, data)
 
     def pullback(self, cotangent: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray]:
         self._map(diagonal)
-        nodal = (self._transposed[diagonal] @ cotangent).reshape(len(self._points), -1)
+        T = self._transposed[diagonal]
+        blocks, nodal = T.data.reshape(len(T.indices), -1), np.empty((len(self._points), T.blocksize[0]))
+        csr.pulled(T.indptr, T.indices, blocks, cotangent, (0,) * nodal.shape[1], nodal)
         return unpack(nodal, self.dim, diagonal)
 
 
@@ -143,10 +160,15 @@ class MappedGenerator(Generator):
     def apply(self, u: np.ndarray) -> np.ndarray:
         return self.matrix @ u
 
-    def transpose(self, p: np.ndarray) -> np.ndarray:
+    @property
+    def transposed(self) -> sp.csr_matrix:
+        """K^T."""
         if self._transposed is None:
-            self._transposed = self.matrix.T.tocsr()
-        return self._transposed @ p
+            self._transposed = self._space.matrix(self.matrix.data[self._space.mirror])
+        return self._transposed
+
+    def transpose(self, p: np.ndarray) -> np.ndarray:
+        return self.transposed @ p
 
     def rate(self) -> float:
         sums = np.add.reduceat(np.abs(self.matrix.data), self.matrix.indptr[:-1])
@@ -155,8 +177,43 @@ class MappedGenerator(Generator):
     def sensitivity(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
         return np.einsum("rc,rc->r", p[self._space.rows], u[self._space.columns])
 
+    def explicit(self, dt: float, count: int, corrections: int) -> MappedSteps:
+        return MappedSteps(self._space, self, dt, count, corrections)
+
     def shifted(self, alpha: float) -> ShiftedSolver:
         return FactorisedSolver(self._space.mass_matrix - alpha * self.matrix)
+
+
+class MappedSteps(ExplicitSteps):
+    """Substeps of the explicit propagator with two columns, compiled."""
+
+    def __init__(
+        self, space: MappedSpace, generator: MappedGenerator, dt: float, count: int, corrections: int
+    ) -> None:
+        super().__init__(space, generator, dt, count, corrections)
+        self._matrix = generator
+        starts, columns, defect, inverse = space.sparse
+        self._pattern, self._scheme = (starts, columns), (defect, inverse, corrections, dt)
+
+    def backward(self, u: np.ndarray) -> np.ndarray:
+        return self.record(u)[0] if u.shape[1] == 2 else super().backward(u)
+
+    def record(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = csr.stages(*self._pattern, self._matrix.matrix.data, *self._scheme, np.ascontiguousarray(u))
+        return found[4].copy(), found
+
+    def forward(self, rho: np.ndarray) -> np.ndarray:
+        return self._forward(rho)[0] if rho.shape[1] == 2 else super().forward(rho)
+
+    def adjoint(self, rho: np.ndarray, record: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if record.ndim == 2:
+            record = self.record(record)[1]
+        density, weights = self._forward(rho)
+        return density, csr.sensitivity(*self._pattern, weights, record[:4])
+
+    def _forward(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        data = self._matrix.transposed.data
+        return csr.forward(*self._pattern, data, *self._scheme, np.ascontiguousarray(rho))
 
 
 class FactorisedSolver(ShiftedSolver):

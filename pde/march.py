@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from kolmo.errors import MaximumPrincipleError, NonFiniteError
-from kolmo.pde.propagator import Steps
-from kolmo.pde.space import Space
+from kolmo.pde.csr import extremes
+from kolmo.pde.space import Space, Steps
 
 #: violation of the maximum principle, relative to max Phi - min Phi, above which a point is refused
 VIOLATION_LIMIT = 0.05
@@ -25,7 +26,8 @@ VIOLATION_LIMIT = 0.05
 class Trajectory:
     """What a backward march leaves behind: one state per substep, for the adjoint.
 
-    states[k]: the inputs of layer k's substeps, latest time first, each (Q, C).
+    states[k]: the inputs of layer k's substeps, latest time first, each (Q, C). records[k]: what the
+    substeps' adjoints take, where they were asked for, else the same states.
     kept[k]: for each of them the entries the clip left alone (None: all of them).
     initial: u(0). violation: largest overshoot before clipping, relative to the range of Phi.
     """
@@ -36,6 +38,7 @@ class Trajectory:
     initial: np.ndarray
     violation: float = 0.0
     clipped: int = field(default=0)
+    records: list[list[Any]] = field(default_factory=list)
 
     @property
     def substeps(self) -> int:
@@ -49,8 +52,13 @@ class Trajectory:
         return self.states[layer - 1][0]
 
 
-def backward(space: Space, steps: list[Steps], terminal: np.ndarray, limit: bool = True) -> Trajectory:
+def backward(
+    space: Space, steps: list[Steps], terminal: np.ndarray, limit: bool = True, record: bool = False
+) -> Trajectory:
     """March u from the terminal values (Q, C) to time 0; `limit` clips it to their range per class.
+
+    record: keep what the schemes need for the adjoint, up to four states a substep, in place of computing
+    it again there.
 
     The clip keeps an optimiser from harvesting undershoots. Without it the march is linear
     and more accurate on coarse meshes (oscillations average out, clipped ones do not), so the
@@ -65,12 +73,19 @@ def backward(space: Space, steps: list[Steps], terminal: np.ndarray, limit: bool
     u, worst, clipped = terminal, 0.0, 0
     states: list[list[np.ndarray]] = [[] for _ in steps]
     kept: list[list[np.ndarray | None]] = [[] for _ in steps]
+    records: list[list[Any]] = [[] for _ in steps]
     for layer in reversed(range(len(steps))):
         for _ in range(steps[layer].count):
             states[layer].append(u)
-            u = steps[layer].backward(u)
-            beyond = max(float((u - upper).max()), float((lower - u).max()), 0.0)
-            if not np.isfinite(beyond) or not np.isfinite(u).all():
+            if record:
+                u, made = steps[layer].record(u)
+                records[layer].append(made)
+            else:
+                records[layer].append(u)
+                u = steps[layer].backward(u)
+            top, bottom = extremes(u)
+            beyond = max(float((top - upper).max()), float((lower - bottom).max()), 0.0)
+            if not np.isfinite(top).all():
                 beyond = np.inf
             # rounding is not a violation: the derivative is the unclipped one
             mask = None
@@ -81,7 +96,7 @@ def backward(space: Space, steps: list[Steps], terminal: np.ndarray, limit: bool
             kept[layer].append(mask)
             worst = max(worst, beyond / width)
         _check(space.maximum(worst), layer)
-    return Trajectory(steps, states, kept, u, space.maximum(worst), clipped)
+    return Trajectory(steps, states, kept, u, space.maximum(worst), clipped, records)
 
 
 def _check(violation: float, layer: int) -> None:
@@ -113,13 +128,14 @@ def forward(
 def adjoint(
     trajectory: Trajectory, initial: np.ndarray, each: Callable[[int, np.ndarray], None], scale: float = 1.0
 ) -> np.ndarray:
-    """Like `forward`, but `each(layer, cotangent)` gets dJ/dK of every layer, times `scale`."""
-    rho = initial
+    """Like `forward`, all times `scale`, but `each(layer, cotangent)` gets dJ/dK of every layer."""
+    rho = scale * initial
     for layer, steps in enumerate(trajectory.steps):
         total: np.ndarray | None = None
-        for mask, u in zip(reversed(trajectory.kept[layer]), reversed(trajectory.states[layer]), strict=True):
-            rho, cotangent = steps.adjoint(rho if mask is None else rho * mask, u)
+        kept, records = trajectory.kept[layer], trajectory.records[layer]
+        for mask, made in zip(reversed(kept), reversed(records), strict=True):
+            rho, cotangent = steps.adjoint(rho if mask is None else rho * mask, made)
             total = cotangent if total is None else total + cotangent
         assert total is not None  # every layer has at least one substep
-        each(layer, scale * total)
+        each(layer, total)
     return rho

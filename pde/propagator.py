@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
 from kolmo.errors import ConditionError, InputError, StiffnessError
-from kolmo.pde.space import Generator, ShiftedSolver, Space
+from kolmo.pde.space import Generator, ShiftedSolver, Space, Steps
 
 
 class Propagator(ABC):
@@ -25,32 +26,6 @@ class Propagator(ABC):
     @abstractmethod
     def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
         """The substeps of one layer. Raises StiffnessError where the scheme would need too many."""
-
-
-class Steps(ABC):
-    """`count` equal substeps over one layer, as maps of nodal values (Q, C)."""
-
-    count: int
-
-    @abstractmethod
-    def backward(self, u: np.ndarray) -> np.ndarray:
-        """The value function one substep earlier."""
-
-    @abstractmethod
-    def forward(self, rho: np.ndarray) -> np.ndarray:
-        """The density one substep later: the exact transpose of `backward`."""
-
-    @abstractmethod
-    def adjoint(self, rho: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`forward(rho)` and the cotangent of K: d/dK of sum_c rho_c . backward(u)_c."""
-
-    @abstractmethod
-    def derivative(self, u: np.ndarray) -> np.ndarray:
-        """A u = M^-1 K u with the scheme's own inverse of the mass: -du/dt on this mesh."""
-
-    @abstractmethod
-    def defect(self, u: np.ndarray) -> np.ndarray:
-        """The leading term of one substep's error in time, exp(dt A) u - backward(u)."""
 
 
 #: bound on the substep's rate dt max_r sum_s |K_rs| / Ml_r for k = 0, 1, 2, 3 corrections, found in 2-D
@@ -99,10 +74,13 @@ class Explicit(Propagator):
                 layer,
             )
         count = max(1, int(needed)) if self.substeps is None else self.substeps
-        return _ExplicitSteps(space, generator, step / count, count, self.corrections)
+        compiled = generator.explicit(step / count, count, self.corrections)
+        return compiled or ExplicitSteps(space, generator, step / count, count, self.corrections)
 
 
-class _ExplicitSteps(Steps):
+class ExplicitSteps(Steps):
+    """The substeps of `Explicit`, by products with K and the mass."""
+
     def __init__(self, space: Space, generator: Generator, dt: float, count: int, corrections: int) -> None:
         self.count = count
         self._space, self._generator, self._dt, self._corrections = space, generator, dt, corrections
@@ -141,8 +119,8 @@ class _ExplicitSteps(Steps):
             result = result + stage
         return result
 
-    def adjoint(self, rho: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        states = self._stages(u)[3::-1]  # w_1, w_2, w_3, w_4
+    def adjoint(self, rho: np.ndarray, record: Any) -> tuple[np.ndarray, np.ndarray]:
+        states = self._stages(record)[3::-1]  # w_1, w_2, w_3, w_4
         result, stage, weights = rho, rho, []
         for j in (1, 2, 3, 4):
             weights.append(self._solve_mass(stage) * (self._dt / j))
@@ -250,11 +228,11 @@ class _ImplicitSteps(Steps):
     def forward(self, rho: np.ndarray) -> np.ndarray:
         return self._dual_stages(rho)[2]
 
-    def adjoint(self, rho: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        middle, new = self._stages(u)
+    def adjoint(self, rho: np.ndarray, record: Any) -> tuple[np.ndarray, np.ndarray]:
+        middle, new = self._stages(record)
         last, first, density = self._dual_stages(rho)
         weights = self._alpha * np.hstack([last, first])
-        return density, self._generator.sensitivity(weights, np.hstack([new, middle + u]))
+        return density, self._generator.sensitivity(weights, np.hstack([new, middle + record]))
 
 
 PROPAGATORS: dict[str, type[Propagator]] = {"explicit": Explicit, "implicit": Implicit}

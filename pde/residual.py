@@ -16,15 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from kolmo.modified import Coefficients
-from kolmo.pde.boundary import START, taper
+from kolmo.pde.boundary import START
 from kolmo.pde.guards import check_roughness
 from kolmo.pde.kolmogorov import BackwardKolmogorov
 from kolmo.pde.march import Trajectory, backward
-from kolmo.pde.propagator import Steps
 from kolmo.pde.recovery import Recovery
+from kolmo.pde.space import Steps
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ def linear_march(equation: BackwardKolmogorov) -> Marched:
     InputError on a mesh whose residuals cannot be had (see `Recovery`)."""
     recovery = Recovery(equation.space)
     free = equation.free_coefficients()
-    points = torch.from_numpy(np.ascontiguousarray(equation.space.coefficient_points))
-    tapered = taper(free, points, equation.space.half_width, equation.space.spacing)
+    tapered = equation.taper(free)
     steps = equation.steps(tapered.drift.numpy(), tapered.diffusion.numpy(), equation.problem.network.step)
     trajectory = backward(equation.space, steps, equation.terminal, limit=False)
     check_roughness(equation.space, trajectory, tapered.drift.numpy(), tapered.diffusion.numpy())

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -50,6 +51,40 @@ class Generator(ABC):
     @abstractmethod
     def shifted(self, alpha: float) -> ShiftedSolver:
         """A solver of (M - alpha K) x = y and its transpose, alpha in units of time."""
+
+    def explicit(self, dt: float, count: int, corrections: int) -> Steps | None:
+        """Compiled substeps of the explicit propagator, None where its generic ones serve."""
+        return None
+
+
+class Steps(ABC):
+    """`count` equal substeps over one layer, as maps of nodal values (Q, C)."""
+
+    count: int
+
+    @abstractmethod
+    def backward(self, u: np.ndarray) -> np.ndarray:
+        """The value function one substep earlier."""
+
+    @abstractmethod
+    def forward(self, rho: np.ndarray) -> np.ndarray:
+        """The density one substep later: the exact transpose of `backward`."""
+
+    def record(self, u: np.ndarray) -> tuple[np.ndarray, Any]:
+        """`backward(u)`, and what `adjoint` takes of this substep: u itself unless the scheme keeps more."""
+        return self.backward(u), u
+
+    @abstractmethod
+    def adjoint(self, rho: np.ndarray, record: Any) -> tuple[np.ndarray, np.ndarray]:
+        """`forward(rho)` and the cotangent of K: d/dK of sum_c rho_c . backward(u)_c; record: u's."""
+
+    @abstractmethod
+    def derivative(self, u: np.ndarray) -> np.ndarray:
+        """A u = M^-1 K u with the scheme's own inverse of the mass: -du/dt on this mesh."""
+
+    @abstractmethod
+    def defect(self, u: np.ndarray) -> np.ndarray:
+        """The leading term of one substep's error in time, exp(dt A) u - backward(u)."""
 
 
 class ShiftedSolver(ABC):
@@ -105,6 +140,18 @@ class Space(ABC):
     def mass_defect(self, u: np.ndarray) -> np.ndarray:
         """(I - Ml^-1 M) u, shape (Q, C): what lumping the mass leaves out."""
         return u - self.mass(u) / self.lumped_mass[:, None]
+
+    def roughness(self, u: np.ndarray) -> float:
+        """sum Ml |(I - Ml^-1 M) u| / sum Ml |u - mean u| over nodes, the larger of the classes (Q, C).
+
+        Of second order in the cells where u is smooth, about 1 where it alternates from node to node.
+        """
+        mass = self.lumped_mass[:, None]
+        total = self.sum(np.array([mass.sum()]))
+        mean = self.sum((mass * u).sum(axis=0)) / total
+        variation = self.sum((mass * np.abs(u - mean)).sum(axis=0))
+        rough = self.sum((mass * np.abs(self.mass_defect(u))).sum(axis=0))
+        return float(np.max(rough / np.maximum(variation, np.finfo(float).tiny)))
 
     @abstractmethod
     def interpolation(self, points: np.ndarray) -> sp.csr_matrix:

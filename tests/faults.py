@@ -19,7 +19,9 @@ from kolmo.noise import BernoulliDropout, GaussianInjection, ShakeShake, Stochas
 from kolmo.noise.law import TwoPoint, Uniform
 from kolmo.noise.structure import Factor
 from kolmo.pde import kolmogorov, march, propagator, spline
-from kolmo.pde.mapped import MappedSpace
+from kolmo.pde.boundary import Taper
+from kolmo.pde.box_space import BoxGenerator, BoxSpace
+from kolmo.pde.mapped import MappedGenerator, MappedSpace
 from kolmo.pde.space import Space
 from kolmo.stream import Draws
 
@@ -37,14 +39,21 @@ def wrong_sign(patch: Patch) -> None:
 
 def neumann(patch: Patch) -> None:
     """The second correction of the lumped mass is left out."""
-    patch.setattr(propagator._ExplicitSteps, "__init__", _fewer(propagator._ExplicitSteps.__init__))
+
+    def fewer(right: Callable[..., Any]) -> Callable[..., Any]:
+        def explicit(self: Any, dt: float, count: int, corrections: int) -> Any:
+            return right(self, dt, count, corrections - 1)
+
+        return explicit
+
+    for kind in (BoxGenerator, MappedGenerator):
+        patch.setattr(kind, "explicit", fewer(kind.explicit))
 
 
-def _fewer(init: Callable[..., None]) -> Callable[..., None]:
-    def changed(self: Any, space: Space, generator: Any, dt: float, count: int, corrections: int) -> None:
-        init(self, space, generator, dt, count, corrections - 1)
-
-    return changed
+def _uncompiled(patch: Patch) -> None:
+    """Substeps by the generic products, which a fault can reach."""
+    for kind in (BoxGenerator, MappedGenerator):
+        patch.setattr(kind, "explicit", lambda *_: None)
 
 
 def taylor_coefficient(patch: Patch) -> None:
@@ -56,7 +65,8 @@ def taylor_coefficient(patch: Patch) -> None:
             found.append(u + self._solve_mass(self._generator.apply(found[-1])) * (self._dt / j))
         return found
 
-    patch.setattr(propagator._ExplicitSteps, "_stages", stages)
+    _uncompiled(patch)
+    patch.setattr(propagator.ExplicitSteps, "_stages", stages)
 
 
 def tr_bdf2(patch: Patch) -> None:
@@ -82,24 +92,32 @@ def no_mask(patch: Patch) -> None:
 
 def no_taper(patch: Patch) -> None:
     """The diffusion reaches the faces as it is."""
-    right = kolmogorov.taper
+    right = Taper.__call__
 
-    def drift_only(free: Coefficients, points: Tensor, half_width: float) -> Coefficients:
-        return Coefficients(right(free, points, half_width).drift, free.diffusion)
+    def drift_only(taper: Taper, free: Coefficients) -> Coefficients:
+        return Coefficients(right(taper, free).drift, free.diffusion)
 
-    patch.setattr(kolmogorov, "taper", drift_only)
+    patch.setattr(Taper, "__call__", drift_only)
 
 
 def mass(patch: Patch) -> None:
     """The consistent mass is 1% too large, its lumped one right."""
-    right = MappedSpace.mass
-    patch.setattr(MappedSpace, "mass", lambda self, u: 1.01 * right(self, u))
+
+    def heavier(right: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        return lambda self, u: 1.01 * right(self, u)
+
+    for kind in (BoxSpace, MappedSpace):
+        patch.setattr(kind, "mass", heavier(kind.mass))
 
 
 def generator(patch: Patch) -> None:
     """The generator sees 1% more drift."""
-    right = MappedSpace.generator
-    patch.setattr(MappedSpace, "generator", lambda self, b, a: right(self, 1.01 * b, a))
+
+    def faster(right: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, b, a: right(self, 1.01 * b, a)
+
+    for kind in (BoxSpace, MappedSpace):
+        patch.setattr(kind, "generator", faster(kind.generator))
 
 
 def initial_measure(patch: Patch) -> None:
@@ -125,18 +143,22 @@ def one_transposed_stage(patch: Patch) -> None:
             result = result + stage
         return result
 
-    patch.setattr(propagator._ExplicitSteps, "forward", forward)
+    _uncompiled(patch)
+    patch.setattr(propagator.ExplicitSteps, "forward", forward)
 
 
 def off_diagonal(patch: Patch) -> None:
     """The derivative by a_12 is counted for a_21 too."""
-    right = MappedSpace.pullback
 
-    def doubled(self: Any, cotangent: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray]:
-        b, a = right(self, cotangent, diagonal)
-        return b, a if diagonal else a * (2 - np.eye(self.dim))
+    def doubled(right: Callable[..., Any]) -> Callable[..., Any]:
+        def pullback(self: Any, cotangent: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray]:
+            b, a = right(self, cotangent, diagonal)
+            return b, a if diagonal else a * (2 - np.eye(self.dim))
 
-    patch.setattr(MappedSpace, "pullback", doubled)
+        return pullback
+
+    for kind in (BoxSpace, MappedSpace):
+        patch.setattr(kind, "pullback", doubled(kind.pullback))
 
 
 def collocation(patch: Patch) -> None:

@@ -269,13 +269,13 @@ def smooth_coefficients(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A smooth drift and a full diffusion, both tapered at the box."""
     from kolmo.modified import Coefficients
-    from kolmo.pde.boundary import taper
+    from kolmo.pde.boundary import Taper
 
     x = torch.from_numpy(space.coefficient_points)
     wave = torch.stack([torch.sin(x.sum(dim=1) + i) for i in range(space.dim)], dim=1)
     full = torch.eye(space.dim).to(x) + 0.5 * wave[:, :, None] * wave[:, None, :]
     free = Coefficients((drift * wave)[None], (diffusion * full)[None])
-    tapered = taper(free, x, space.half_width, space.spacing)
+    tapered = Taper(space.coefficient_points, space.half_width, space.spacing)(free)
     return tapered.drift[0].numpy(), tapered.diffusion[0].numpy()
 
 

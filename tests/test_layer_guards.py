@@ -19,7 +19,7 @@ from kolmo.errors import ConditionError, InfeasibleError, PecletError, Resolutio
 from kolmo.loss import Logistic, Loss
 from kolmo.network import ResidualNetwork
 from kolmo.pde import BackwardKolmogorov, Implicit, make_space
-from kolmo.pde.guards import layer_numbers, roughness
+from kolmo.pde.guards import layer_numbers
 from kolmo.pde.resolution import resolve_value
 from kolmo.validity import NORM_LIMIT, check_step, step_numbers
 
@@ -98,10 +98,10 @@ def test_roughness_is_of_second_order_where_smooth() -> None:
     found = []
     for cells in (32, 64):
         space = make_space("skfem", 2, cells, 1.0)
-        found.append(roughness(space, np.sin(space.coefficient_points.sum(axis=1))[:, None]))
+        found.append(space.roughness(np.sin(space.coefficient_points.sum(axis=1))[:, None]))
     assert found[0] / found[1] == pytest.approx(4, rel=0.1) and found[0] < 0.01
     noise_alone = np.random.default_rng(0).standard_normal((65**2, 1))
-    assert roughness(make_space("skfem", 2, 64, 1.0), noise_alone) > 0.5
+    assert make_space("skfem", 2, 64, 1.0).roughness(noise_alone) > 0.5
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])

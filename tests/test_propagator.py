@@ -11,8 +11,7 @@ from scipy.linalg import expm
 
 from kolmo.errors import InfeasibleError, InputError, StiffnessError
 from kolmo.pde import Explicit, Implicit, Propagator, make_space
-from kolmo.pde.propagator import Steps
-from kolmo.pde.space import Space
+from kolmo.pde.space import Space, Steps
 
 CELLS = {1: 16, 2: 6, 3: 3}
 STEP = 0.4

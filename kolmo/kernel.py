@@ -1,0 +1,19 @@
+"""How Kolmo's kernels are compiled: once per machine (numba's cache), without the interpreter lock.
+
+Module-level functions only: closures would be compiled anew in every process, and fill the cache.
+"""
+
+from __future__ import annotations
+
+import numba
+from llvmlite import binding
+
+# Loops over rows of one work array are vectorised only where LLVM may test at run time that they do not
+# overlap; it allows for 8 such tests by default, and ours have up to a hundred, once for thousands of nodes.
+binding.set_option("kolmo", "-runtime-memory-check-threshold=256")
+
+#: the largest finite number: `abs(x) <= FINITE` where reordered sums make x - x, numba's own test, a zero
+FINITE = 1.7976931348623157e308
+
+#: sums may be reordered and contracted; infinities and nan are kept
+kernel = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")

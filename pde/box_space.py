@@ -1,0 +1,226 @@
+"""P1 on the Kuhn triangulation of a box, with compiled kernels in place of sparse matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from kolmo.errors import InputError
+from kolmo.pde import csr, substep
+from kolmo.pde import stencil as kernels
+from kolmo.pde.mapped import FactorisedSolver, unpack
+from kolmo.pde.mesh import Mesh, box_mesh
+from kolmo.pde.propagator import ExplicitSteps
+from kolmo.pde.space import Generator, ShiftedSolver, Space, check_coefficients, components
+from kolmo.pde.stencil import Stencil
+
+
+class BoxSpace(Space):
+    """P1 on the uniform Kuhn mesh of [-R, R]^d (one process): the numbers of the other spaces, faster."""
+
+    backend = "box"
+
+    def __init__(self, dim: int, cells: int, half_width: float) -> None:
+        self.mesh: Mesh = box_mesh(dim, cells, half_width)
+        self.cells = cells
+        self.stencil = Stencil(dim, cells, 2 * half_width / cells)
+        s = self.stencil
+        self.near = _neighbours(s)
+
+    @property
+    def coefficient_points(self) -> np.ndarray:
+        return self.mesh.points
+
+    @property
+    def lumped_mass(self) -> np.ndarray:
+        return self.stencil.lumped
+
+    def padded(self, u: np.ndarray) -> np.ndarray:
+        """u (Q, C) as rows (C, .) with margins of zeros."""
+        rows = self.stencil.padded(u.shape[1])
+        rows[:, self.stencil.margin : self.stencil.margin + len(u)] = u.T
+        return rows
+
+    def mass(self, u: np.ndarray) -> np.ndarray:
+        return self.lumped_mass[:, None] * (u - self.mass_defect(u))
+
+    def mass_defect(self, u: np.ndarray) -> np.ndarray:
+        out, scratch, zero = (self.stencil.padded(u.shape[1]) for _ in range(3))
+        near = self.near._replace(zero=zero)
+        substep.defect(near, zero, 1.0, zero, self.padded(u), scratch, out)
+        return self.inner(out)
+
+    def inner(self, rows: np.ndarray) -> np.ndarray:
+        """Padded rows (C, .) as nodal values (Q, C)."""
+        margin = self.stencil.margin
+        return rows[:, margin : margin + self.stencil.count].T
+
+    def roughness(self, u: np.ndarray) -> float:
+        return float(csr.roughness(self.lumped_mass, u, self.mass_defect(u)))
+
+    def interpolation(self, points: np.ndarray) -> sp.csr_matrix:
+        R, n, dim = self.half_width, self.cells, self.dim
+        outside = ~(np.abs(points) <= R).all(axis=1)
+        if outside.any():
+            where = ", ".join(f"{v:.3g}" for v in points[np.argmax(outside)])
+            raise InputError(f"point ({where}) is outside the box of half width {R:.3g}")
+        t = (points + R) / self.stencil.spacing
+        cube = np.minimum(t.astype(np.int64), n - 1)
+        stride = (n + 1) ** np.arange(dim - 1, -1, -1)
+        # the simplex's path goes along the largest coordinate first; weights are their differences
+        order = np.argsort(-(t - cube), axis=1, kind="stable")
+        sorted_t = np.take_along_axis(t - cube, order, axis=1)
+        levels = np.column_stack([np.ones(len(points)), sorted_t, np.zeros(len(points))])
+        nodes = np.column_stack([cube @ stride, np.zeros((len(points), dim), dtype=np.int64)])
+        nodes[:, 1:] = nodes[:, :1] + np.cumsum(stride[order], axis=1)
+        rows = np.repeat(np.arange(len(points)), dim + 1)
+        weights = levels[:, :-1] - levels[:, 1:]
+        shape = (len(points), self.stencil.count)
+        return sp.csr_matrix((weights.ravel(), (rows, nodes.ravel())), shape=shape)
+
+    def generator(self, drift: np.ndarray, diffusion: np.ndarray) -> BoxGenerator:
+        s, diagonal = self.stencil, diffusion.ndim == 2
+        if diagonal:
+            a = rows_of(diffusion)
+        else:
+            a = np.stack([diffusion[:, i, j] for i, j in components(self.dim, False)])
+        K = np.empty((len(s.offsets), s.count + 2 * s.margin))
+        sizes = (s.valid, s.margin, s.c1, s.c2, s.lumped, K)
+        rate = kernels.assemble(rows_of(drift), a, s.table(diagonal), s.paths, s.nodes, s.slots, *sizes)
+        if not np.isfinite(rate):
+            check_coefficients(drift, diffusion, self.mesh.points)
+        return BoxGenerator(self, K, float(rate))
+
+    def assemble(self, drift: np.ndarray, diffusion: np.ndarray) -> sp.csr_matrix:
+        from kolmo.pde.skfem_space import SkfemSpace
+
+        return SkfemSpace(self.mesh).assemble(drift, diffusion)
+
+    def pullback(self, cotangent: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray]:
+        s = self.stencil
+        count = self.dim if diagonal else self.dim * (self.dim + 1) // 2
+        nodal = np.empty((self.dim + count, s.count))
+        d_b, d_a = nodal[: self.dim], nodal[self.dim :]
+        tables = (s.table(diagonal), s.paths, s.nodes, s.slots, s.valid)
+        kernels.pullback(cotangent, *tables, s.c1, s.c2, d_b, d_a)
+        return unpack(nodal.T, self.dim, diagonal)
+
+
+def rows_of(u: np.ndarray) -> np.ndarray:
+    """(Q, C) as contiguous rows (C, Q): without a copy where the columns already are."""
+    return np.ascontiguousarray(u.T)
+
+
+class BoxGenerator(Generator):
+    """K as a stencil (S, padded nodes)."""
+
+    def __init__(self, space: BoxSpace, K: np.ndarray, rate: float) -> None:
+        self.space, self.K, self._rate = space, K, rate
+
+    def apply(self, u: np.ndarray) -> np.ndarray:
+        space = self.space
+        scratch, out = (space.stencil.padded(u.shape[1]) for _ in range(2))
+        substep.apply(self.K, space.near, np.ones(space.stencil.count), space.padded(u), scratch, out)
+        return space.inner(out)
+
+    def transpose(self, p: np.ndarray) -> np.ndarray:
+        out, scratch = np.empty(p.shape[::-1]), self.space.stencil.padded(p.shape[1])
+        substep.transpose(self.K, self.space.near, self.space.padded(p), scratch, out)
+        return out.T
+
+    def rate(self) -> float:
+        return self._rate
+
+    def sensitivity(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
+        stencil = self.space.stencil
+        G = np.empty((len(stencil.offsets), stencil.count))
+        rows = (self.space.padded(p), self.space.padded(u))
+        substep.sensitivity(*rows, self.space.near.every, (0,) * p.shape[1], G)
+        return G
+
+    def explicit(self, dt: float, count: int, corrections: int) -> BoxSteps:
+        return BoxSteps(self.space, self, dt, count, corrections)
+
+    def shifted(self, alpha: float) -> ShiftedSolver:
+        return FactorisedSolver(self.matrix(self.space.stencil.mass) - alpha * self.matrix(self.entries))
+
+    @property
+    def entries(self) -> np.ndarray:
+        """K's entries (S, Q), without margins."""
+        margin = self.space.stencil.margin
+        return self.K[:, margin : margin + self.space.stencil.count]
+
+    def matrix(self, entries: np.ndarray) -> sp.csr_matrix:
+        """Entries (S, Q) as a sparse matrix."""
+        stencil = self.space.stencil
+        slots, rows = np.nonzero(stencil.mass)  # neighbours that exist
+        columns = rows + stencil.offsets[slots]
+        shape = (stencil.count, stencil.count)
+        return sp.csr_matrix((entries[slots, rows], (rows, columns)), shape=shape)
+
+
+class BoxSteps(ExplicitSteps):
+    """Substeps of the explicit propagator with one column or two, compiled."""
+
+    def __init__(
+        self, space: BoxSpace, generator: BoxGenerator, dt: float, count: int, corrections: int
+    ) -> None:
+        super().__init__(space, generator, dt, count, corrections)
+        self._box = space
+        self._fixed = (generator.K, space.stencil.inverse, space.near, corrections, dt)
+
+    def backward(self, u: np.ndarray) -> np.ndarray:
+        if u.shape[1] > 2:
+            return super().backward(u)
+        found = self._rows(3, u)
+        return self._box.inner(found[substep.stages(*self._fixed, rows_of(u), found)])
+
+    def forward(self, rho: np.ndarray) -> np.ndarray:
+        if rho.shape[1] > 2:
+            return super().forward(rho)
+        return substep.forward(*self._fixed, rows_of(rho), self._rows(4, rho)).T
+
+    def record(self, u: np.ndarray) -> tuple[np.ndarray, Any]:
+        found = self._rows(5, u)
+        last = substep.stages(*self._fixed, rows_of(u), found)
+        # a copy, so that the last state does not keep the others alive longer than the record does
+        return self._box.inner(found[last]).copy(order="F"), found
+
+    def adjoint(self, rho: np.ndarray, record: Any) -> tuple[np.ndarray, np.ndarray]:
+        if record.ndim == 2:
+            record = self.record(record)[1]
+        weights = self._rows(4, rho)
+        density = substep.forward(*self._fixed, rows_of(rho), weights)
+        stencil = self._box.stencil
+        G = np.empty((len(stencil.offsets), stencil.count))
+        # w_1 goes with the first weight, ..., w_4 = u with the fourth
+        width = record.shape[2]
+        states, flat = record[:4].reshape(-1, width), weights.reshape(-1, width)
+        substep.sensitivity(flat, states, self._box.near.every, (0,) * len(flat), G)
+        return density.T, G
+
+    def _rows(self, count: int, u: np.ndarray) -> np.ndarray:
+        """`count` times padded rows of zeros for each column of u."""
+        return self._box.stencil.padded(count * u.shape[1]).reshape(count, u.shape[1], -1)
+
+
+def _neighbours(stencil: Stencil) -> substep.Neighbours:
+    every = (stencil.margin + stencil.offsets).astype(np.uint64)
+    shifts, weights = tuple(every[1:]), tuple(float(w) for w in stencil.defect_inside[1:])
+    # the compiler unrolls short sums only; an unused second part may hold anything
+    cut = min(len(shifts), 7)
+    return substep.Neighbours(
+        margin=every[0],
+        near=shifts[:cut],
+        far=shifts[cut:] or shifts[:1],
+        more=len(shifts) > cut,
+        inside=float(stencil.defect_inside[0]),
+        near_inside=weights[:cut],
+        far_inside=weights[cut:] or weights[:1],
+        boundary=stencil.boundary.astype(np.uint64),
+        listed=stencil.defect_boundary,
+        every=every,
+        zero=stencil.padded(2),
+    )
