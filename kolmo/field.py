@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kolmo import threads
 from kolmo.kernel import kernel
 
 #: points of a block: a few rows of them and the hidden units stay in the first cache
@@ -172,7 +173,11 @@ class _FieldAndAdvection(torch.autograd.Function):
         weights = [pad(W.detach(), more), b.detach(), pad(V.detach().transpose(1, 2), more).contiguous()]
         weights = [p.numpy() for p in weights]
         f, g = np.empty((2, len(W), dim, points.shape[1]))
-        evaluate(*weights, points, f, g)
+
+        def part(layers: slice) -> None:
+            evaluate(*(p[layers] for p in weights), points, f[layers], g[layers])
+
+        threads.each(part, threads.shares(len(W)))
         ctx.weights, ctx.points, ctx.f = weights, points, f
         return torch.from_numpy(f), torch.from_numpy(g)
 
@@ -181,7 +186,12 @@ class _FieldAndAdvection(torch.autograd.Function):
     def backward(ctx: Any, d_f: Tensor, d_g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         found = [np.empty_like(p) for p in ctx.weights]
         rows = [d.contiguous().numpy() for d in (d_f, d_g)]
-        differentiate(*ctx.weights, ctx.points, ctx.f, *rows, *found)
+
+        def part(layers: slice) -> None:
+            inputs = [p[layers] for p in (*ctx.weights, ctx.f, *rows, *found)]
+            differentiate(*inputs[:3], ctx.points, *inputs[3:])
+
+        threads.each(part, threads.shares(len(ctx.f)))
         d_W, d_b, d_V = (torch.from_numpy(p) for p in found)
         dim = ctx.f.shape[1]
         return d_W[..., :dim], d_b, d_V[..., :dim].transpose(1, 2), None
