@@ -47,16 +47,18 @@ def modified_equation(
     order: int = 2,
     layers: slice = slice(None),
     correction: float = 1.0,
+    fixed: bool = False,
 ) -> Coefficients:
-    """Drift and diffusion at `points` (Q, d) for a slice of layers; once differentiable in the weights.
+    """Drift and diffusion at `points` (Q, d) for a slice of layers; differentiable in the weights.
 
     correction: share of order 2's correction, by which its size can be probed. With 1/2 it is that of a
     network of twice the layers, each of half the step, whose noise keeps the diffusion h C.
+    fixed: nothing is differentiated by the points, and once at most by the weights; quicker.
     Raises InputError where the order does not exist for the block or the noise.
     """
     check_order(network, order)
     h = network.step
-    jet = network.nodal_jet(points, layers)
+    jet = network.nodal_jet(points, layers) if fixed else network.jet(points, layers)
     mean = noise.mean(jet)
     C = noise.covariance(jet)
     D = noise.diffusion(jet)

@@ -123,11 +123,13 @@ def _order_two_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     """b = m + h/2 (...) in place of m - h/2 (...)."""
     original = modified.modified_equation
 
-    def flipped(network: Any, model: Any, x: Any, order: int = 2, *args: Any) -> modified.Coefficients:
-        found = original(network, model, x, order, *args)
+    def flipped(
+        network: Any, model: Any, x: Any, order: int = 2, *args: Any, **more: Any
+    ) -> modified.Coefficients:
+        found = original(network, model, x, order, *args, **more)
         if order == 1:
             return found
-        first = original(network, model, x, 1, *args)
+        first = original(network, model, x, 1, *args, **more)
         return modified.Coefficients(2 * first.drift - found.drift, found.diffusion)
 
     _everywhere(monkeypatch, flipped)
@@ -137,9 +139,11 @@ def _double_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     """h (...) in place of h/2 (...): the drift's missing 1/2."""
     original = modified.modified_equation
 
-    def doubled(network: Any, model: Any, x: Any, order: int = 2, *args: Any) -> modified.Coefficients:
-        found = original(network, model, x, order, *args)
-        first = original(network, model, x, 1, *args)
+    def doubled(
+        network: Any, model: Any, x: Any, order: int = 2, *args: Any, **more: Any
+    ) -> modified.Coefficients:
+        found = original(network, model, x, order, *args, **more)
+        first = original(network, model, x, 1, *args, **more)
         return modified.Coefficients(2 * found.drift - first.drift, found.diffusion)
 
     _everywhere(monkeypatch, doubled)
