@@ -5,6 +5,7 @@
 #   make test-all    the slow ones too
 #   make lint        ruff and mypy
 #   make reproduce   every result, into runs/reproduce     ARGS=--quick for the small version
+#   make bench       seconds beside those of peers, into benchmarks/results.json  ARGS=--quick: a minute
 #   make clean       removes caches, builds and .venv; runs/ stays
 
 ARGS ?=
@@ -14,12 +15,12 @@ STALE := $(shell test -x .venv/bin/python || echo again)
 # as many processes as there are cores; tests keep to one thread each
 PYTEST := .venv/bin/python -m pytest -n auto --dist worksteal
 # folders beside kolmo/ that are its subpackages (pyproject.toml, package-dir)
-SUBPACKAGES := pde control experiments
+SUBPACKAGES := pde control experiments benchmarks
 # mypy knows nothing of package-dir: it reads this tree of links instead
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint reproduce clean again
+.PHONY: help setup test test-all lint reproduce bench clean again
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,6 +44,12 @@ lint: setup
 
 reproduce: setup
 	.venv/bin/kolmo reproduce --out runs/reproduce --overwrite $(ARGS)
+
+bench: setup
+	@.venv/bin/python -m pip show -q py-pde threadpoolctl 2>/dev/null || \
+		.venv/bin/python -m pip install -q -e '.[bench]' -c constraints.txt || \
+		echo "bench: py-pde could not be installed, its rows will be missing"
+	.venv/bin/kolmo bench $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from torch import Tensor
 from kolmo.errors import InputError, NonFiniteError
 from kolmo.network import LayeredNetwork
 from kolmo.penalty import Penalty
+from kolmo.profile import section
 
 
 class Objective:
@@ -54,7 +55,8 @@ class Objective:
         self.theta = theta
         self.evaluations += 1
         total = self._total()
-        gradients = torch.autograd.grad(total, self._parameters)
+        with section("network backward"):  # but for the estimator's own adjoint, a section within
+            gradients = torch.autograd.grad(total, self._parameters)
         gradient = torch.cat([g.reshape(-1) for g in gradients]).numpy()
         _finite(float(np.abs(gradient).max()))
         return _finite(float(total.detach())), gradient

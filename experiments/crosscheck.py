@@ -13,6 +13,7 @@ from kolmo.errors import ModelError
 from kolmo.pde.model_error import model_error as model_probes
 from kolmo.pde.resolution import ResolvedValue, resolve_value
 from kolmo.problem import Problem
+from kolmo.profile import section
 
 #: a stated error is this many times its estimate, whose effectivity is between 1/2 and 2
 SAFETY = 2.0
@@ -75,7 +76,9 @@ def pde_value(
     if gradient:
         parameters = dict(problem.network.named_parameters())
         loss = resolved.equation.expected_loss()
-        result = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+        with section("network backward"):
+            found = torch.autograd.grad(loss, list(parameters.values()))
+        result = dict(zip(parameters, found, strict=True))
     off = model_probes(resolved.marched, resolved.residuals).estimate if model else None
     return PdeValue(resolved, time.perf_counter() - start, result, off)
 

@@ -6,7 +6,9 @@ the estimator is stratified and its standard error sqrt(sum_i var_i / n_i) / M i
 sampling alone; otherwise it is that of the copies' means.
 
 Random numbers are addressed by (seed, sample, layer, unit), see `stream`: results do not depend on
-blocks, threads or device, and two networks under one seed share their noise.
+blocks, threads or device, and two networks under one seed share their noise. Where `compiled` has kernels
+for a problem they simulate it, else torch does: `Chain.is_compiled` chooses. Both draw the same numbers, so
+that a path's loss is the same to rounding.
 """
 
 from __future__ import annotations
@@ -15,26 +17,37 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from kolmo.compiled.forward import moments
 from kolmo.errors import InputError
-from kolmo.network import LayeredNetwork
+from kolmo.network import LayeredNetwork, ResidualNetwork
 from kolmo.problem import Problem
 from kolmo.stream import Stream, mix
 
-#: paths simulated at once: a block of features stays in cache
-BLOCK = 4096
+if TYPE_CHECKING:
+    from kolmo.compiled.chain import CompiledChain
+    from kolmo.compiled.gpu import FusedChain
+
+#: paths simulated at once by torch, whose features then stay in cache, and by kernels on the CPU and on an
+#: accelerator, which have blocks of their own
+BLOCK, KERNEL_BLOCK, DEVICE_BLOCK = 4096, 16384, 2**22
 #: paths differentiated at once, and the least number of batches for a standard error
 GRADIENT_BLOCK, _BATCHES = 4096, 16
 
 #: grad u_y(., t_{k+1}) for layer k: (k, mean of the next state (N, d), label (N,)) -> (N, d)
 ValueGradient = Callable[[int, Tensor, Tensor], Tensor]
+#: (copies, number of the first) -> losses (copies, M)
+Losses = Callable[[int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -106,14 +119,48 @@ class Chain:
         first: number of the first copy; by default copies not drawn before. network: another one
         under the same noise.
         """
-        count = len(self._points)
         if first is None:
             first, self._drawn = self._drawn, self._drawn + copies
-        stream = Stream(
+        return self._losses(self.problem.network if network is None else network)(copies, first)
+
+    def _losses(self, network: LayeredNetwork) -> Losses:
+        """`losses` of a network, prepared for many calls."""
+        network = self._here(network)
+        kernels, shape = self.kernels(network), (-1, len(self._points))
+        if kernels is not None:
+            return lambda copies, first: kernels.losses(self.stream(copies, first)).reshape(shape)
+        return lambda copies, first: self.plain(network, self.stream(copies, first)).reshape(shape)
+
+    def is_compiled(self, network: LayeredNetwork) -> bool:
+        """Whether there are kernels for a network's paths in this chain's precision and on its device."""
+        from kolmo.compiled.chain import has_kernels
+
+        there = self.device.type == "cpu" or (self.dtype == torch.float32 and find_spec("triton") is not None)
+        return there and self.control is None and has_kernels(self.problem, network)
+
+    def kernels(self, network: LayeredNetwork) -> CompiledChain | FusedChain | None:
+        """The kernels for a network in this chain's precision and on its device; None: torch it is."""
+        if not self.is_compiled(network):
+            return None
+        assert isinstance(network, ResidualNetwork)
+        if self.device.type == "cpu":
+            from kolmo.compiled.chain import CompiledChain
+
+            return CompiledChain(self.problem, network, self.dtype)
+        from kolmo.compiled.gpu import FusedChain
+
+        return FusedChain(self.problem, network)
+
+    def stream(self, copies: int, first: int) -> Stream:
+        """The random numbers of a number of copies of the data from the first on."""
+        count = len(self._points)
+        return Stream(
             mix(self.seed), first * count, copies * count, count, self.antithetic, self.device, self.dtype
         )
-        problem = self.problem
-        network = self._here(problem.network if network is None else network)
+
+    def plain(self, network: LayeredNetwork, stream: Stream) -> Tensor:
+        """The loss of each of the stream's samples by torch, for any noise, network and loss."""
+        problem, copies = self.problem, stream.count // stream.batch
         x, labels = self._points.repeat(copies, 1), self._labels.repeat(copies)
         martingale = torch.zeros(len(x), dtype=self.dtype, device=self.device)
         for layer in range(network.depth):
@@ -122,30 +169,32 @@ class Chain:
                 mean = network.step * problem.noise.mean(network.jet(x, slice(layer, layer + 1))).value[0]
                 martingale += ((increment - mean) * self.control(layer, x + mean, labels)).sum(dim=-1)
             x = x + increment
-        return (problem.loss(x, labels) - martingale).reshape(copies, count)
+        return problem.loss(x, labels) - martingale
 
     def estimate(self, paths: int = 1_000_000) -> Estimate:
         """J from about `paths` paths (the same number from every point), by streaming moments.
 
         Raises InputError where there are fewer than 2 paths (or pairs) per data point.
         """
-        ours = self._here(self.problem.network)
-        return self._estimate(paths, lambda copies, first: self.losses(copies, first, ours))
+        return self._estimate(paths, self._losses(self.problem.network))
 
     def difference(self, network: LayeredNetwork, paths: int = 1_000_000) -> Estimate:
         """J of another network minus J of the problem's, by paths that share their random numbers."""
-        ours, other = self._here(self.problem.network), self._here(network)
+        ours, theirs = self._losses(self.problem.network), self._losses(network)
 
         def both(copies: int, first: int) -> Tensor:
-            return self.losses(copies, first, other) - self.losses(copies, first, ours)
+            return theirs(copies, first) - ours(copies, first)
 
         return self._estimate(paths, both)
 
-    def _estimate(self, paths: int, losses: Callable[[int, int], Tensor]) -> Estimate:
+    def _estimate(self, paths: int, losses: Losses) -> Estimate:
         count, group = len(self._points), 2 if self.antithetic else 1
         groups = _copies(paths, count, group)
         start = time.perf_counter()
-        size = max(1, BLOCK // (count * group))
+        block_size = BLOCK
+        if self.is_compiled(self.problem.network):
+            block_size = KERNEL_BLOCK if self.device.type == "cpu" else DEVICE_BLOCK
+        size = max(1, block_size // (count * group))
         blocks = [(done, min(size, groups - done)) for done in range(0, groups, size)]
         columns = 1 if self.problem.noise.shared else count
         done, mean = 0, torch.zeros(columns, dtype=torch.float64)
@@ -154,11 +203,15 @@ class Chain:
         def block(item: tuple[int, int]) -> tuple[Tensor, Tensor]:
             first, number = item
             with torch.no_grad():
-                table = losses(number * group, first * group).to("cpu", torch.float64)
-            table = table.reshape(number, group, count).mean(dim=1)
+                table = losses(number * group, first * group).reshape(number, group, count)
+            table = table[:, 0] if group == 1 else table.double().mean(dim=1)
             if columns == 1:
-                table = table.mean(dim=1, keepdim=True)
-            return table.mean(dim=0), table.var(dim=0, correction=0) * number
+                table = table.double().mean(dim=1, keepdim=True)
+            if self.device.type != "cpu":
+                table = table.double()
+                return table.mean(dim=0).cpu(), (table.var(dim=0, correction=0) * number).cpu()
+            average, spread = moments(table.numpy())
+            return torch.from_numpy(average), torch.from_numpy(spread)
 
         for (_, number), (average, spread) in zip(blocks, self._in_threads(block, blocks), strict=True):
             shift = average - mean
@@ -208,9 +261,9 @@ class Chain:
         start = time.perf_counter()
         mean = {name: torch.zeros_like(p) for name, p in parameters.items()}
         square = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        differentiate = self._gradients(network)
         for done in range(batches):
-            loss = self.losses(per_batch * group, done * per_batch * group, network).mean()
-            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            gradients = differentiate(per_batch * group, done * per_batch * group)
             for name, gradient in zip(parameters, gradients, strict=True):
                 shift = gradient - mean[name]
                 mean[name] += shift / (done + 1)
@@ -219,6 +272,22 @@ class Chain:
         paths = batches * per_batch * group * count
         mean, error = ({name: g.cpu() for name, g in found.items()} for found in (mean, error))
         return GradientEstimate(mean, error, paths, time.perf_counter() - start)
+
+    def _gradients(self, network: LayeredNetwork) -> Callable[[int, int], Sequence[Tensor]]:
+        """Gradients of the mean of `losses` by each parameter, prepared for many calls."""
+        from kolmo.compiled.chain import CompiledChain
+
+        kernels = self.kernels(network)
+        if not isinstance(kernels, CompiledChain) or len(list(network.parameters())) != 3:
+            losses, parameters = self._losses(network), list(network.parameters())
+            return lambda copies, first: torch.autograd.grad(losses(copies, first).mean(), parameters)
+
+        def gradients(copies: int, first: int) -> Sequence[Tensor]:
+            found, stream = kernels.zeros(), self.stream(copies, first)
+            kernels.gradient(stream, np.full(stream.count, 1 / stream.count), found)
+            return [torch.from_numpy(g).to(self.dtype) for g in found]
+
+        return gradients
 
 
 def coupled(problem: Problem, layer: int, x: Tensor, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: `kolmo reproduce | evaluate | compare | experiment | verify | doctor`.
+"""The command line: `kolmo reproduce | evaluate | compare | experiment | verify | bench | doctor`.
 
 Exit codes: 0 done (and every claim or check holds), 1 one does not hold or estimators differ,
 2 bad input or a refusal (one line says which), 130 interrupted.
@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from kolmo import __version__
 from kolmo.errors import EXIT_ERROR, EXIT_INTERRUPTED, InputError, KolmoError
+from kolmo.profile import printed, section
 from kolmo.text import one_line
 
 
@@ -33,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return 0
-        return _run(options)
+        # doctor has to answer where nothing else can be imported
+        with printed(options.profile, outside=options.command != "doctor"):
+            return _run(options)
     except KolmoError as error:
         print(f"kolmo: {one_line(error)}", file=sys.stderr)
         return EXIT_ERROR
@@ -69,7 +72,8 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1) if options.json else "\n".join(doctor.lines(report)))
         return 0
     # imported here: `kolmo --help` should not wait for torch
-    from kolmo import commands, evaluation
+    with section("imports"):
+        from kolmo import commands, evaluation
 
     commands.quiet_libraries()
     commands.set_threads()
@@ -77,6 +81,10 @@ def _run(options: argparse.Namespace) -> int:
         from kolmo.verify.command import command
 
         return command(options)
+    if options.command == "bench":
+        from kolmo.benchmarks.run import command as bench
+
+        return bench(options)
     handler = {
         "reproduce": commands.reproduce,
         "evaluate": evaluation.evaluate,
@@ -163,12 +171,28 @@ def _build() -> _Parser:
         epilog="example: kolmo verify --backend skfem --json",
         allow_abbrev=False,
     )
-    verify.add_argument("--backend", default="auto", help="finite elements: auto, dolfinx or skfem")
+    verify.add_argument("--backend", default="auto", help="finite elements: auto, box, dolfinx or skfem")
     verify.add_argument("--quiet", action="store_true", help="no progress")
     verify.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
+    bench = commands.add_parser(
+        "bench",
+        help="what everything costs beside its peers, against the targets, in under 8 minutes",
+        description="Time Kolmo beside dolfinx, py-pde, torchsde, PyTorch; exit code 1 at a missed target.",
+        epilog="example: kolmo bench --only chain_over_torch,gradient_over_value --out chain.json",
+        allow_abbrev=False,
+    )
+    bench.add_argument("--quick", action="store_true", help="smaller and fewer repetitions, about a minute")
+    bench.add_argument("--only", metavar="KEY,...", help="these ratios only (written where --out says)")
+    bench.add_argument("--out", metavar="FILE", help="for the results (default benchmarks/results.json)")
+    bench.add_argument("--quiet", action="store_true", help="no progress")
+
     doctor = commands.add_parser("doctor", help="what was found on this machine and what is missing")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    for command in commands.choices.values():
+        command.add_argument(
+            "--profile", action="store_true", help="where the time went, on standard error at the end"
+        )
     return parser
 
 
@@ -191,13 +215,13 @@ def _estimator_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--reduce", help="variance of the chain: antithetic, control or both, comma-separated"
     )
-    parser.add_argument("--backend", default="auto", help="auto, dolfinx or skfem")
+    parser.add_argument("--backend", default="auto", help="auto, box, dolfinx or skfem")
     parser.add_argument("--device", default="auto", help="of the samples: auto, cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", help="finite elements: auto, dolfinx or skfem")
+    parser.add_argument("--backend", help="finite elements: auto, box, dolfinx or skfem")
     parser.add_argument("--device", help="of the chain: auto, cpu or cuda")
     parser.add_argument("--seed", type=int, help="of data, weights and noise")
     parser.add_argument("--out", help="output folder (default runs/NAME)")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kolmo.errors import InputError
+from kolmo.profile import timed
 
 #: how the name of a file ends until it is whole; `sweep` removes what a killed process left of them
 _UNFINISHED = ".part"
@@ -20,6 +21,7 @@ class UnwritableError(InputError):
     """A file cannot be written: the disk is full, the folder has vanished or is not ours."""
 
 
+@timed("writing")
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     """Call write(file) on memory, put the bytes into a temporary neighbour, rename it onto `path`.
 

@@ -5,6 +5,9 @@ Module-level functions only: closures would be compiled anew in every process, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 from llvmlite import binding
 
@@ -16,4 +19,6 @@ binding.set_option("kolmo", "-runtime-memory-check-threshold=256")
 FINITE = 1.7976931348623157e308
 
 #: sums may be reordered and contracted; infinities and nan are kept
-kernel = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+kernel: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
+    nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy"
+)

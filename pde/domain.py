@@ -20,6 +20,7 @@ from kolmo.chain import coupled
 from kolmo.errors import DomainError
 from kolmo.pde.boundary import profile
 from kolmo.problem import Problem
+from kolmo.profile import timed
 
 #: paths of a pilot sample
 PILOT_PATHS = 8192
@@ -59,6 +60,7 @@ def projected_step(x: torch.Tensor, increment: torch.Tensor, half_width: float) 
     return (x + increment).clamp(-half_width, half_width)
 
 
+@timed("box")
 @torch.no_grad()
 def audit_domain(
     problem: Problem,

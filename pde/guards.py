@@ -23,16 +23,20 @@ ROUGHNESS_LIMIT = 0.2
 def check_roughness(space: Space, trajectory: Trajectory, drift: np.ndarray, diffusion: np.ndarray) -> None:
     """Raise PecletError that names the first layer, from the output on, that leaves u too rough."""
     for layer in reversed(range(len(trajectory.steps))):
-        u = trajectory.value(layer)
-        found = space.roughness(u)
-        if found > ROUGHNESS_LIMIT:
-            number = peclet(space, drift[layer], diffusion[layer])
-            raise PecletError(
-                f"layer {layer}: {found:.0%} of the value function's variation is at the scale of the "
-                f"mesh, and at a mesh Peclet number of {number:.3g} nothing damps it; take more cells, "
-                "smaller weights or more noise",
-                layer,
-            )
+        check_layer(space, trajectory.value(layer), drift[layer], diffusion[layer], layer)
+
+
+def check_layer(space: Space, u: np.ndarray, drift: np.ndarray, diffusion: np.ndarray, layer: int) -> None:
+    """Raise PecletError where u (Q, C), which a layer with these coefficients left, is too rough."""
+    found = space.roughness(u)
+    if found > ROUGHNESS_LIMIT:
+        number = peclet(space, drift, diffusion)
+        raise PecletError(
+            f"layer {layer}: {found:.0%} of the value function's variation is at the scale of the "
+            f"mesh, and at a mesh Peclet number of {number:.3g} nothing damps it; take more cells, "
+            "smaller weights or more noise",
+            layer,
+        )
 
 
 def peclet(space: Space, drift: np.ndarray, diffusion: np.ndarray) -> float:

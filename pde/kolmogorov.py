@@ -9,7 +9,7 @@ differentiates those, `march` solves the equation and its exact discrete adjoint
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kolmo import memory
-from kolmo.errors import InputError
+from kolmo.errors import InputError, PecletError
 from kolmo.modified import Coefficients, check_order, modified_equation
 from kolmo.network import LayeredNetwork
 from kolmo.pde import march
 from kolmo.pde.backend import make_space
 from kolmo.pde.boundary import Taper
+from kolmo.pde.checkpointed import Checkpointed, Plan, all_states, plan, record_size
 from kolmo.pde.domain import choose_half_width
-from kolmo.pde.guards import check_roughness
+from kolmo.pde.guards import check_layer, check_roughness
+from kolmo.pde.march import March, Trajectory
 from kolmo.pde.mesh import DEFAULT_CELLS, check_dim
 from kolmo.pde.propagator import PROPAGATORS, Propagator
 from kolmo.pde.space import Space, Steps
 from kolmo.problem import Problem
+from kolmo.profile import section, timed
 from kolmo.text import nearest
 
 #: hidden values of one evaluation of the network: few enough layers at a time to stay in cache
@@ -67,7 +70,9 @@ class BackwardKolmogorov:
     'implicit' or a Propagator. half_width: R of the box; by default chosen from the data and a
     pilot sample of the chain. space: a ready Space, in place of cells, backend and half_width.
     limit: clip u to [min Phi, max Phi] after every substep, as training needs. correction: share of order
-    2's correction (see `modified_equation`).
+    2's correction (see `modified_equation`). budget: bytes that a process may keep for the adjoint, in states
+    of the value function and what belongs to them; where they are few it computes more again, see
+    `checkpointed`. By default half of the available memory.
 
     Raises InputError on d > 3 or bad options, MissingBackendError on an absent backend; the
     methods raise InfeasibleError where the mesh cannot resolve the weights.
@@ -85,6 +90,7 @@ class BackwardKolmogorov:
         space: Space | None = None,
         limit: bool = True,
         correction: float = 1.0,
+        budget: float | None = None,
     ) -> None:
         check_order(problem.network, order)
         dim = problem.network.dim
@@ -99,11 +105,15 @@ class BackwardKolmogorov:
             needed = memory.equation(dim, cells, problem.network.depth, width)
             memory.require(needed, f"cells: the equation on {cells} cells in {dim}-D", "take fewer")
             half_width = choose_half_width(problem) if half_width is None else half_width
-            space = make_space(backend, dim, cells, half_width)
+            with section("mesh"):
+                space = make_space(backend, dim, cells, half_width)
         if space.dim != dim:
             raise InputError(f"space: {space.dim}-dimensional, the problem has {dim} features")
         self.problem, self.order, self.propagator, self.space = problem, order, propagator, space
-        self.limit, self.correction = limit, correction
+        if budget is not None and not 0 < budget < float("inf"):
+            raise InputError(f"budget: {budget!r} is not a positive number of bytes")
+        self.limit, self.correction, self.budget = limit, correction, budget
+        self._record_sizes: dict[type[Steps], int] = {}
         # components contiguous, as everything at the nodes
         self._points = torch.from_numpy(np.ascontiguousarray(space.coefficient_points.T)).T
         self.taper = Taper(space.coefficient_points, space.half_width, space.spacing)
@@ -111,9 +121,11 @@ class BackwardKolmogorov:
             [problem.loss(self._points, label).detach().numpy() for label in (0, 1)], axis=1
         )
         self.initial = initial_measure(space, problem)
-        self.last: march.Trajectory | None = None
-        """The latest backward march, for inspection (substeps, violation of the maximum principle)."""
+        self.last: March | None = None
+        """The latest backward march, for inspection (substeps, violation of the maximum principle); None
+        after one that was refused."""
 
+    @timed("coefficients")
     def coefficients(self, network: LayeredNetwork | None = None) -> Coefficients:
         """Tapered drift and diffusion at the nodes, for all layers, differentiable in the weights."""
         network = self.problem.network if network is None else network
@@ -128,6 +140,7 @@ class BackwardKolmogorov:
         parameters = dict(zip(names, shared, strict=True))
         return Coefficients(*torch.func.functional_call(model, parameters, (self._points,)))
 
+    @timed("coefficients")
     def free_coefficients(self) -> Coefficients:
         """Drift and diffusion at the nodes before the taper, without derivatives (one process)."""
         with torch.no_grad():
@@ -137,12 +150,14 @@ class BackwardKolmogorov:
         """J(theta), a float64 scalar; its backward() is the exact discrete adjoint.
 
         network: other weights than the problem's (same dimension and loss).
-        Raises InfeasibleError (maximum principle, stiffness, non-finite values).
+        Raises InfeasibleError (maximum principle, stiffness, non-finite values), and InputError where the
+        budget is too small for the adjoint.
         """
         coefficients = self.coefficients(network)
         depth_step = (network or self.problem.network).step
         return _ExpectedLoss.apply(coefficients.drift, coefficients.diffusion, self, depth_step)
 
+    @timed("assembly")
     def steps(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> list[Steps]:
         """The substeps of every layer for nodal coefficients (L, Q, d) and (L, Q, d[, d])."""
         return [
@@ -150,22 +165,77 @@ class BackwardKolmogorov:
             for k in range(len(drift))
         ]
 
-    def march(
-        self, drift: np.ndarray, diffusion: np.ndarray, step: float, record: bool = False
-    ) -> tuple[float, march.Trajectory]:
+    def march(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> tuple[float, Trajectory]:
         """J and the backward trajectory for nodal coefficients (L, Q, d) and (L, Q, d[, d]).
 
-        record: keep what the adjoint needs, see `march.backward`.
+        It has the states of all substeps, whatever the budget. Raises InputError where memory does not hold
+        them, and InfeasibleError.
         """
+        self.last = None  # gives its memory back before more is taken
         steps = self.steps(drift, diffusion, step)
         substeps = sum(layer.count for layer in steps)
         needed = memory.states(len(self._points), substeps)
         memory.require(needed, f"cells: the states of {substeps} substeps", "take fewer cells or layers")
-        trajectory = march.backward(self.space, steps, self.terminal, self.limit, record)
-        check_roughness(self.space, trajectory, drift, diffusion)
+        trajectory = self._trajectory(steps, drift, diffusion)
         self.last = trajectory
-        local = np.array(np.vdot(trajectory.initial, self.initial))
-        return float(self.space.sum(local)), trajectory
+        return self._value(trajectory), trajectory
+
+    def march_within(
+        self, drift: np.ndarray, diffusion: np.ndarray, step: float, adjoint: bool
+    ) -> tuple[float, March]:
+        """As `march`, within the budget: with all states where they fit, else with less.
+
+        adjoint: the march will be differentiated; it is a `Checkpointed` one where the states do not fit.
+        """
+        self.last = None
+        steps = self.steps(drift, diffusion, step)
+        kept = self._plan(steps, adjoint)
+        if kept is not None and kept.snapshots is None:
+            trajectory = self._trajectory(steps, drift, diffusion, kept.record)
+            self.last = replace(trajectory, records=[])  # those are the adjoint's, and go when it goes
+            return self._value(trajectory), trajectory
+        rough: list[PecletError] = []
+
+        def look(layer: int, u: np.ndarray) -> None:
+            try:
+                if not rough:
+                    check_layer(self.space, u, drift[layer], diffusion[layer], layer)
+            except PecletError as error:  # the march's own guards come first
+                rough.append(error)
+
+        marched: March
+        if kept is None:
+            marched = march.passing(self.space, steps, self.terminal, self.limit, look)
+        else:
+            marched = Checkpointed(self.space, steps, self.terminal, kept, self.limit, look)
+        if rough:
+            raise rough[0]
+        self.last = marched
+        return self._value(marched), marched
+
+    def _trajectory(
+        self, steps: list[Steps], drift: np.ndarray, diffusion: np.ndarray, record: bool = False
+    ) -> Trajectory:
+        trajectory = march.backward(self.space, steps, self.terminal, self.limit, record)
+        with section("guards"):
+            check_roughness(self.space, trajectory, drift, diffusion)
+        return trajectory
+
+    def _value(self, marched: March) -> float:
+        return float(self.space.sum(np.array(np.vdot(marched.initial, self.initial))))
+
+    def _plan(self, steps: list[Steps], adjoint: bool) -> Plan | None:
+        """What a march keeps; None: nothing, where nothing is needed and the states do not fit."""
+        # half: the derivatives by the coefficients take memory too
+        budget = memory.available() // 2 if self.budget is None else self.budget
+        counts = [layer.count for layer in steps]
+        if not adjoint:
+            return all_states(self.space, counts, self.terminal, budget)
+        kind = type(steps[-1])
+        if kind not in self._record_sizes:  # the scheme's and the mesh's, whatever the weights
+            self._record_sizes[kind] = record_size(steps[-1], self.terminal)
+        name = "cells" if self.budget is None else "budget"
+        return plan(self.space, counts, self.terminal, self._record_sizes[kind], budget, name)
 
     def solve(self, network: LayeredNetwork | None = None) -> Solution:
         """Value function and density at all layers (one process)."""
@@ -217,7 +287,8 @@ class _CoefficientModel(nn.Module):
     def _range(self, layers: slice, points: Tensor) -> tuple[Tensor, Tensor]:
         equation = self._equation
         noise = equation.problem.noise
-        found = modified_equation(self.network, noise, points, equation.order, layers, equation.correction)
+        which = (equation.order, layers, equation.correction)
+        found = modified_equation(self.network, noise, points, *which, fixed=True)
         if self._tapered:
             found = equation.taper(found)
         return found.drift, found.diffusion
@@ -236,7 +307,7 @@ class _ExpectedLoss(torch.autograd.Function):
         ctx: Any, drift: Tensor, diffusion: Tensor, equation: BackwardKolmogorov, step: float
     ) -> Tensor:
         coefficients = drift.detach().numpy(), diffusion.detach().numpy()
-        value, ctx.trajectory = equation.march(*coefficients, step, any(ctx.needs_input_grad))
+        value, ctx.marched = equation.march_within(*coefficients, step, any(ctx.needs_input_grad))
         ctx.equation, ctx.shape = equation, diffusion.shape
         return drift.new_tensor(value)
 
@@ -250,9 +321,13 @@ class _ExpectedLoss(torch.autograd.Function):
         d_diffusion = np.moveaxis(np.empty((layers, *components, nodes)), -1, 1)
 
         def collect(layer: int, cotangent: np.ndarray) -> None:
-            d_drift[layer], d_diffusion[layer] = equation.space.pullback(cotangent, diagonal)
+            with section("contraction"):
+                d_drift[layer], d_diffusion[layer] = equation.space.pullback(cotangent, diagonal)
 
-        march.adjoint(ctx.trajectory, equation.initial, collect, float(scale))
+        if isinstance(ctx.marched, Checkpointed):
+            ctx.marched.adjoint(equation.initial, collect, float(scale))
+        else:
+            march.adjoint(ctx.marched, equation.initial, collect, float(scale))
         return torch.from_numpy(d_drift), torch.from_numpy(d_diffusion), None, None
 
 

@@ -17,33 +17,73 @@ import numpy as np
 from kolmo.errors import MaximumPrincipleError, NonFiniteError
 from kolmo.pde.csr import extremes
 from kolmo.pde.space import Space, Steps
+from kolmo.profile import timed
+
+#: (layer, array over nodes): what a march shows of each layer
+EachLayer = Callable[[int, np.ndarray], None]
 
 #: violation of the maximum principle, relative to max Phi - min Phi, above which a point is refused
 VIOLATION_LIMIT = 0.05
 
 
-@dataclass
-class Trajectory:
-    """What a backward march leaves behind: one state per substep, for the adjoint.
+@dataclass(kw_only=True)
+class March:
+    """A backward march, whatever it kept.
 
-    states[k]: the inputs of layer k's substeps, latest time first, each (Q, C). records[k]: what the
-    substeps' adjoints take, where they were asked for, else the same states.
-    kept[k]: for each of them the entries the clip left alone (None: all of them).
-    initial: u(0). violation: largest overshoot before clipping, relative to the range of Phi.
+    initial: u(0), shape (Q, C). violation: largest overshoot before clipping, relative to the range of Phi.
+    clipped: entries that the clip cut.
     """
 
     steps: list[Steps]
-    states: list[list[np.ndarray]]
-    kept: list[list[np.ndarray | None]]
     initial: np.ndarray
     violation: float = 0.0
-    clipped: int = field(default=0)
-    records: list[list[Any]] = field(default_factory=list)
+    clipped: int = 0
 
     @property
     def substeps(self) -> int:
         """Total number of substeps."""
         return sum(s.count for s in self.steps)
+
+    def passed(self, space: Space, layer: int, violation: float, clipped: int) -> None:
+        """Count what a layer did; raises MaximumPrincipleError or NonFiniteError, see `backward`."""
+        self.violation = space.maximum(max(self.violation, violation))
+        self.clipped += clipped
+        if not np.isfinite(self.violation):
+            raise NonFiniteError(
+                f"layer {layer}: the value function is not finite; take smaller weights", layer
+            )
+        if self.violation > VIOLATION_LIMIT:
+            raise MaximumPrincipleError(
+                f"layer {layer}: the value function overshoots its bounds by {self.violation:.0%} of their "
+                "range: the mesh does not resolve these weights; take more cells, smaller weights or more "
+                "layers",
+                layer,
+            )
+
+
+@dataclass
+class Layer:
+    """What the march keeps of one layer's substeps, latest time first.
+
+    states: their inputs, each (Q, C). kept: the entries of their results that the clip left alone (None:
+    all of them). records: what their adjoints take, the states themselves unless more was asked for.
+    """
+
+    states: list[np.ndarray] = field(default_factory=list)
+    kept: list[np.ndarray | None] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Trajectory(March):
+    """What a backward march leaves behind of every layer k, see `Layer`: one state per substep.
+
+    With records other than the states, these are kept of the layer's first substep only.
+    """
+
+    states: list[list[np.ndarray]]
+    kept: list[list[np.ndarray | None]]
+    records: list[list[Any]] = field(default_factory=list)
 
     def value(self, layer: int) -> np.ndarray:
         """u at time layer * h, shape (Q, C); layer from 0 to L."""
@@ -52,6 +92,35 @@ class Trajectory:
         return self.states[layer - 1][0]
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """The range of Phi in each class (C,), which u may not leave; limit: clip it there."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    limit: bool
+
+    @classmethod
+    def of(cls, space: Space, terminal: np.ndarray, limit: bool) -> Bounds:
+        """Of the terminal values (Q, C), over all processes."""
+        upper = np.array([space.maximum(float(c.max())) for c in terminal.T])
+        lower = np.array([-space.maximum(float(-c.min())) for c in terminal.T])
+        return cls(lower, upper, limit)
+
+    def clip(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, float]:
+        """u within the bounds, the entries left alone (None: all of them), and the relative overshoot."""
+        width = max(float((self.upper - self.lower).max()), float(np.finfo(float).tiny))
+        top, bottom = extremes(u)
+        beyond = max(float((top - self.upper).max()), float((self.lower - bottom).max()), 0.0)
+        if not np.isfinite(top).all():
+            beyond = np.inf
+        # rounding is not a violation: the derivative is the unclipped one
+        if not self.limit or beyond <= 1e-13 * width:
+            return u, None, beyond / width
+        return np.clip(u, self.lower, self.upper), (u <= self.upper) & (u >= self.lower), beyond / width
+
+
+@timed("march")
 def backward(
     space: Space, steps: list[Steps], terminal: np.ndarray, limit: bool = True, record: bool = False
 ) -> Trajectory:
@@ -67,52 +136,69 @@ def backward(
     Raises MaximumPrincipleError where u leaves the range by more than VIOLATION_LIMIT of it
     before the clip, and NonFiniteError, each with the layer.
     """
-    upper = np.array([space.maximum(float(c.max())) for c in terminal.T])
-    lower = np.array([-space.maximum(float(-c.min())) for c in terminal.T])
-    width = max(float((upper - lower).max()), float(np.finfo(float).tiny))
-    u, worst, clipped = terminal, 0.0, 0
-    states: list[list[np.ndarray]] = [[] for _ in steps]
-    kept: list[list[np.ndarray | None]] = [[] for _ in steps]
-    records: list[list[Any]] = [[] for _ in steps]
-    for layer in reversed(range(len(steps))):
-        for _ in range(steps[layer].count):
-            states[layer].append(u)
-            if record:
-                u, made = steps[layer].record(u)
-                records[layer].append(made)
-            else:
-                records[layer].append(u)
-                u = steps[layer].backward(u)
-            top, bottom = extremes(u)
-            beyond = max(float((top - upper).max()), float((lower - bottom).max()), 0.0)
-            if not np.isfinite(top).all():
-                beyond = np.inf
-            # rounding is not a violation: the derivative is the unclipped one
-            mask = None
-            if limit and beyond > 1e-13 * width:
-                mask = (u <= upper) & (u >= lower)
-                clipped += int(mask.size - mask.sum())
-                u = np.clip(u, lower, upper)
-            kept[layer].append(mask)
-            worst = max(worst, beyond / width)
-        _check(space.maximum(worst), layer)
-    return Trajectory(steps, states, kept, u, space.maximum(worst), clipped, records)
+    bounds, layers, u = Bounds.of(space, terminal, limit), [Layer() for _ in steps], terminal
+    trajectory = Trajectory(
+        steps=steps,
+        initial=terminal,
+        states=[layer.states for layer in layers],
+        kept=[layer.kept for layer in layers],
+        records=[layer.records for layer in layers],
+    )
+    for k in reversed(range(len(steps))):
+        u, violation, clipped = over_layer(steps[k], u, bounds, layers[k], record)
+        trajectory.passed(space, k, violation, clipped)
+    trajectory.initial = own(u)
+    return trajectory
 
 
-def _check(violation: float, layer: int) -> None:
-    if not np.isfinite(violation):
-        raise NonFiniteError(f"layer {layer}: the value function is not finite; take smaller weights", layer)
-    if violation > VIOLATION_LIMIT:
-        raise MaximumPrincipleError(
-            f"layer {layer}: the value function overshoots its bounds by {violation:.0%} of their range: the "
-            "mesh does not resolve these weights; take more cells, smaller weights or more layers",
-            layer,
-        )
+@timed("march")
+def passing(space: Space, steps: list[Steps], terminal: np.ndarray, limit: bool, each: EachLayer) -> March:
+    """As `backward`, but nothing is kept.
+
+    each(layer, u): called with u (Q, C) at the start of every layer, the last layer first.
+    """
+    march, bounds, u = March(steps=steps, initial=terminal), Bounds.of(space, terminal, limit), terminal
+    for k in reversed(range(len(steps))):
+        u, violation, clipped = over_layer(steps[k], u, bounds)
+        march.passed(space, k, violation, clipped)
+        each(k, u)
+    march.initial = own(u)
+    return march
 
 
-def forward(
-    trajectory: Trajectory, initial: np.ndarray, each: Callable[[int, np.ndarray], None]
-) -> np.ndarray:
+def over_layer(
+    steps: Steps, u: np.ndarray, bounds: Bounds, into: Layer | None = None, record: bool = False
+) -> tuple[np.ndarray, float, int]:
+    """u (Q, C) one layer earlier, the largest relative overshoot, and the number of clipped entries.
+
+    into: gets what the adjoint needs; record: see `backward`.
+    """
+    worst, clipped = 0.0, 0
+    for _ in range(steps.count):
+        if into is None:
+            u = steps.backward(u)
+        else:
+            u = own(u)
+            if not into.states or not record:
+                into.states.append(u)
+            u, made = steps.record(u) if record else (steps.backward(u), u)
+            into.records.append(made)
+        u, mask, violation = bounds.clip(u)
+        worst = max(worst, violation)
+        if mask is not None:
+            clipped += int(mask.size - mask.sum())
+        if into is not None:
+            into.kept.append(mask)
+    return u, worst, clipped
+
+
+def own(u: np.ndarray) -> np.ndarray:
+    """u in memory of its own: a view would keep all of a scheme's stages alive with it."""
+    whole = u.base is None or (isinstance(u.base, np.ndarray) and u.base.nbytes <= u.nbytes)
+    return u if whole else u.copy(order="K")
+
+
+def forward(trajectory: Trajectory, initial: np.ndarray, each: EachLayer) -> np.ndarray:
     """The density from rho(0) = initial (Q, C) to T, exact transpose of the march.
 
     `each(layer, rho)` is called with the density at every layer's start; returns rho(T).
@@ -125,17 +211,23 @@ def forward(
     return rho
 
 
-def adjoint(
-    trajectory: Trajectory, initial: np.ndarray, each: Callable[[int, np.ndarray], None], scale: float = 1.0
-) -> np.ndarray:
+@timed("adjoint march")
+def adjoint(trajectory: Trajectory, initial: np.ndarray, each: EachLayer, scale: float = 1.0) -> np.ndarray:
     """Like `forward`, all times `scale`, but `each(layer, cotangent)` gets dJ/dK of every layer."""
     rho = scale * initial
-    for layer, steps in enumerate(trajectory.steps):
-        total: np.ndarray | None = None
-        kept, records = trajectory.kept[layer], trajectory.records[layer]
-        for mask, made in zip(reversed(kept), reversed(records), strict=True):
-            rho, cotangent = steps.adjoint(rho if mask is None else rho * mask, made)
-            total = cotangent if total is None else total + cotangent
-        assert total is not None  # every layer has at least one substep
-        each(layer, total)
+    for k, steps in enumerate(trajectory.steps):
+        rho, cotangent = adjoint_layer(steps, rho, trajectory.kept[k], trajectory.records[k])
+        each(k, cotangent)
     return rho
+
+
+def adjoint_layer(
+    steps: Steps, rho: np.ndarray, kept: list[np.ndarray | None], records: list[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The density (Q, C) one layer later and dJ/dK of the layer; kept, records: see `Layer`."""
+    total: np.ndarray | None = None
+    for mask, made in zip(reversed(kept), reversed(records), strict=True):
+        rho, cotangent = steps.adjoint(rho if mask is None else rho * mask, made)
+        total = cotangent if total is None else total + cotangent
+    assert total is not None  # every layer has at least one substep
+    return rho, total

@@ -15,6 +15,7 @@ import numpy as np
 
 from kolmo.errors import ConditionError, InputError, StiffnessError
 from kolmo.pde.space import Generator, ShiftedSolver, Space, Steps
+from kolmo.profile import section
 
 
 class Propagator(ABC):
@@ -184,7 +185,8 @@ class _ImplicitSteps(Steps):
         self.count = count
         self._space, self._generator = space, generator
         self._dt, self._alpha = dt, self._gamma * dt / 2
-        self._solver = generator.shifted(self._alpha)
+        with section("factorisation"):
+            self._solver = generator.shifted(self._alpha)
         self._mass: ShiftedSolver | None = None
 
     def condition(self, rate: float) -> float:

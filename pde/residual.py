@@ -24,6 +24,7 @@ from kolmo.pde.kolmogorov import BackwardKolmogorov
 from kolmo.pde.march import Trajectory, backward
 from kolmo.pde.recovery import Recovery
 from kolmo.pde.space import Steps
+from kolmo.profile import timed
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Marched:
     recovery: Recovery
 
 
+@timed("residuals")
 def linear_march(equation: BackwardKolmogorov) -> Marched:
     """The march of `equation` without the clip. Raises InfeasibleError where it is refused, and
     InputError on a mesh whose residuals cannot be had (see `Recovery`)."""
@@ -77,6 +79,7 @@ def linear_march(equation: BackwardKolmogorov) -> Marched:
     return Marched(equation, value, trajectory, free, tapered, recovery)
 
 
+@timed("residuals")
 def residuals(marched: Marched) -> Residuals:
     """The weighted residuals of a march: about as dear as the march itself."""
     equation, trajectory, recovery = marched.equation, marched.trajectory, marched.recovery

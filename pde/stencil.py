@@ -156,21 +156,21 @@ def assemble(b, a, table, paths, nodes, slots, valid, margin, c1, c2, lumped, K)
                     for j in range(size):
                         out[j] += up[j] - down[j] - (s00[j] - s01[j] - s10[j] + s11[j])
     rate, total = 0.0, 0.0
-    size_all = np.empty(_BLOCK)
+    sums = np.empty(_BLOCK)
     for first in range(0, count, _BLOCK):
         width = min(_BLOCK, count - first)
-        diagonal, size, mass = K[0, margin + first : margin + first + width], size_all[:width], lumped[first:]
-        size[:] = 0.0
+        diagonal, row, mass = K[0, margin + first : margin + first + width], sums[:width], lumped[first:]
+        row[:] = 0.0
         for s in range(1, K.shape[0]):
             entry = K[s, margin + first : margin + first + width]
             for j in range(width):
                 diagonal[j] -= entry[j]
             for j in range(width):
-                size[j] += abs(entry[j])
+                row[j] += abs(entry[j])
         for j in range(width):
-            size[j] = (size[j] + abs(diagonal[j])) / mass[j]
-            total += size[j]
-            rate = max(rate, size[j])
+            row[j] = (row[j] + abs(diagonal[j])) / mass[j]
+            total += row[j]
+            rate = max(rate, row[j])
     # a comparison alone would let a nan pass
     return rate if total <= FINITE else np.nan
 

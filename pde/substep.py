@@ -173,11 +173,12 @@ def forward(K, inverse, near, corrections, dt, rho, weights):  # type: ignore[no
 
 @kernel
 def sensitivity(weights, states, every, rows, G):  # type: ignore[no-untyped-def]
-    """G (S, Q) = sum p_q (u_{q + offset_s} - u_q) over rows of padded p, u (n, .); row 0 is left alone.
+    """G (S, Q) = sum p_q (u_{q + offset_s} - u_q) over rows of padded p, u (n, .); row 0 is zero.
 
     every: all shifts (S,). rows: a tuple of n entries, whose length is a constant to the compiler.
     """
     count, margin = np.uint64(G.shape[1]), every[0]
+    G[0] = 0.0
     for s in range(1, len(every)):
         into, shift = G[s], every[s]
         for q in range(count):

@@ -77,7 +77,11 @@ def test_generators_and_their_transposes(pair: tuple[Space, Space], diagonal: bo
         close(left[1], right[1])
 
 
-@pytest.mark.parametrize("scheme", [*(Explicit(k, substeps=2) for k in range(4)), Implicit()], ids=str)
+@pytest.mark.parametrize(
+    "scheme",
+    [*(Explicit(k, substeps=2) for k in range(4)), Implicit()],
+    ids=["lumped", "one", "two", "three", "implicit"],
+)
 def test_substeps(pair: tuple[Space, Space], scheme: Explicit | Implicit) -> None:
     """Every scheme's step, its transpose and its derivative, with a record of the stages and without."""
     plain, box = pair

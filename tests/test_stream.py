@@ -1,4 +1,4 @@
-"""Noise streams: Philox words bit by bit, one number for each (seed, sample, layer, unit), their laws."""
+"""Noise streams: Philox's words bit by bit, one number for each (seed, sample, layer, unit), their laws."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from scipy import stats
 from torch import Tensor
 
 from kolmo import philox
+from kolmo.compiled import philox as kernels
 from kolmo.errors import InputError
-from kolmo.stream import Draws, Stream, mix
+from kolmo.stream import Draws, Stream, mix, threshold
 
 CPU = torch.device("cpu")
 DEVIATIONS = 5
-word = st.integers(0, 2**64 - 1)
+LARGEST = 2**32 - 1
 
 
 def numbers(draws: Draws, kind: str, units: int, shared: bool = False) -> Tensor:
@@ -32,19 +33,48 @@ def numbers(draws: Draws, kind: str, units: int, shared: bool = False) -> Tensor
 # ------------------------------------------------------------------ Philox
 
 
-@given(key=st.tuples(word, word), first=st.integers(0, 2**62), count=st.integers(0, 50))
-def test_words_are_numpys(key: tuple[int, int], first: int, count: int) -> None:
-    """All 64 bits of words first, ..., first + count - 1, for any key."""
-    ours = philox.words(key, first, count, CPU).numpy().view(np.uint64)
-    generator = np.random.Philox(key=np.array(key, dtype=np.uint64), counter=[first // 4, 0, 0, 0])
-    theirs = generator.random_raw(first % 4 + count)[first % 4 :]
-    assert ours.shape == (count,) and np.array_equal(ours, theirs)
+@pytest.mark.parametrize(
+    ("counter", "key", "answer"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((LARGEST,) * 4, (LARGEST,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], answer: tuple[int, ...]) -> None:
+    """Philox4x32-10 as the authors' Random123 lists it, by torch and by the kernel."""
+    c0, c1, c2, c3 = (torch.tensor(word) for word in counter)
+    assert tuple(int(word) for word in philox.block((c0, c1, c2, c3), key)) == answer
+    out = np.empty(4, np.uint32)
+    seed, group = (np.uint64(low + (high << 32)) for low, high in (key, counter[:2]))
+    kernels.words(seed, counter[2], counter[3], group, 4, out)
+    assert tuple(out.tolist()) == answer
 
 
-def test_known_answer() -> None:
-    """Philox-4x64-10 of counter 0 and key 0, as the authors' Random123 lists it (block 0: words -4 to -1)."""
-    found = philox.words((0, 0), -4, 4, CPU).numpy().view(np.uint64).tolist()
-    assert found == [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
+@given(
+    seed=st.integers(0, 2**63 - 1), part=st.integers(0, 2**32 - 1), first=st.integers(0, 2**62),
+    count=st.integers(0, 50), units=st.integers(1, 7),
+)  # fmt: skip
+def test_both_twins_have_the_same_words(seed: int, part: int, first: int, count: int, units: int) -> None:
+    """Rows from any on, of any seed and part, bit by bit; and 53-bit numbers made of pairs of words."""
+    words, numbers = np.empty((count, units), np.int64), np.empty((count, units))
+    kernels.fill_words(np.uint64(seed), part, first, words)
+    assert np.array_equal(words, philox.words(seed, part, first, count, units, CPU).numpy())
+    assert ((words >= 0) & (words < 2**32)).all()
+    kernels.fill_uniform(np.uint64(seed), part, first, numbers)
+    pairs = philox.words(seed, part, first, count, 2 * units, CPU).numpy()
+    assert np.array_equal(numbers * 2.0**53, (pairs[:, ::2] >> 5) * 2**26 + (pairs[:, 1::2] >> 6))
+
+
+def test_long_tables_are_filled_to_the_end() -> None:
+    """More rows than the kernel draws at once, from a row within a block of four."""
+    words = np.empty((2000, 2), np.int64)
+    kernels.fill_words(np.uint64(9), 3, 2**32 - 601, words)  # and across what one word counts
+    assert np.array_equal(words, philox.words(9, 3, 2**32 - 601, 2000, 2, CPU).numpy())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
@@ -55,10 +85,10 @@ def test_known_answer() -> None:
 def test_accelerators_have_the_numbers_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], kind: str, seed: int
 ) -> None:
-    """Numbers by the twin, as on an accelerator, equal numpy's bit by bit, from any sample on."""
+    """Numbers by the twin, as on an accelerator, equal the kernel's bit by bit, from any sample on."""
     here = Stream(seed, 20, 40, **options)
     words = philox.words
-    monkeypatch.setattr(philox, "words", lambda key, first, count, device: words(key, first, count, CPU))
+    monkeypatch.setattr(philox, "words", lambda *address: words(*address[:-1], CPU))
     there = dataclasses.replace(here, device=torch.device("meta"))
     for layer, units, shared in [(0, 1, False), (3, 3, False), (7, 2, True), (1000, 5, False)]:
         ours = numbers(there.layer(layer).part(2), kind, units, shared)
@@ -104,6 +134,13 @@ def test_a_batch_changes_nothing_where_numbers_are_not_shared(units: int, first:
     """Without antithetic numbers a sample's own numbers are the same in batches of any size."""
     tables = [Stream(seed, first * 6, 12, batch).layer(2).uniform(units) for batch in (1, 2, 3, 6)]
     assert all(torch.equal(table, tables[0]) for table in tables)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal", "bernoulli"])
+def test_a_unit_does_not_know_how_many_there_are(kind: str) -> None:
+    """The numbers of the first units are the same whoever else draws."""
+    draws = Stream(2, 7, 90).layer(3)
+    assert torch.equal(numbers(draws, kind, 6)[:, :2], numbers(draws, kind, 2))
 
 
 @pytest.mark.parametrize(("first", "count", "batch"), [(1, 4, 2), (0, 5, 2), (3, 3, 4), (7, 7, 3)])
@@ -188,6 +225,15 @@ def test_masks_have_their_probability(p: float) -> None:
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     assert abs(float(masks.mean()) - p) < DEVIATIONS * (p * (1 - p) / masks.numel()) ** 0.5
     assert bool((draws.bernoulli(1.0, 2) == 1).all())
+
+
+@given(p=st.floats(0, 1))
+def test_masks_are_words_below_a_threshold(p: float) -> None:
+    """The probability of a mask is a multiple of 2^-32, and within 2^-33 of what was asked for."""
+    assert abs(threshold(p) / 2**32 - p) <= 2.0**-33
+    draws = Stream(6, 5, 30).layer(1)
+    words = philox.words(6, draws.key, 5, 30, 3, CPU)
+    assert torch.equal(draws.bernoulli(p, 3), (words < threshold(p)).double())
 
 
 def test_layers_units_parts_seeds_and_samples_are_independent() -> None:
