@@ -135,6 +135,7 @@ def figure(found: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     panels = [
         ("value and gradient", "cells", [f"cells, {d}-D" for d in CELLS]),
@@ -156,7 +157,7 @@ def figure(found: dict[str, Any], path: Path) -> None:
         if label != "cells":
             ticks = found[names[0]]["x"]
             panel.set_xticks(ticks, [f"{n:g}" if n < 1e4 else f"{n / 1e3:g}k" for n in ticks])
-            panel.minorticks_off()
+            panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(True, which="major", alpha=0.3)
         panel.legend(title="exponent", fontsize="small", title_fontsize="small")
     shown.savefig(path, dpi=110)

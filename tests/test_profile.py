@@ -158,6 +158,7 @@ def test_evaluate_lists_where_its_time_went(tmp_path: Path, capsys: pytest.Captu
             assert not hasattr(plain, "__wrapped__") or plain.__wrapped__.__name__ != function
 
 
+@pytest.mark.slow
 def test_training_lists_where_its_time_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "tiny.toml"
     config.write_text(TINY)

@@ -171,6 +171,7 @@ def killed_twice(run: Undisturbed, folder: Path, first: float, second: float, hi
 # ------------------------------------------------------------------ killed
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_the_same(tiny: Undisturbed, tmp_path: Path) -> None:
     """Twice in its first half, mostly trainings: results, networks and figures are bitwise the same."""
     seed = random.SystemRandom().randrange(2**32)
