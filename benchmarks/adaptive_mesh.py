@@ -78,7 +78,7 @@ def march(problem: Problem, mesh: Mesh) -> tuple[float, Space, list[Steps], list
     equation = BackwardKolmogorov(problem, space=space_on("skfem", mesh), limit=False, propagator=SCHEME)
     with torch.no_grad():
         b, a = (c.numpy() for c in vars(equation.coefficients()).values())
-    steps = equation.steps(b, a, problem.network.step)
+    steps = list(equation.steps(b, a, problem.network.step))
     values = [equation.terminal]
     for layer in reversed(steps):
         u = values[-1]

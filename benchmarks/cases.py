@@ -1,9 +1,10 @@
-"""The problems that are timed: fixed seeds, weights of the size and shape that training gives them."""
+"""The problems that are timed: fixed seeds, weights as a network starts with and as training leaves them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -21,18 +22,22 @@ STEPS, RATE, DECAY, LARGEST = 150, 0.01, 1e-2, 0.2
 
 @dataclass(frozen=True)
 class Case:
-    """One problem on one mesh: `cells` intervals a direction. fine: of the reference for J's error."""
+    """One problem on one mesh: `cells` intervals a direction. fine: of the reference for J's error.
+
+    fresh: the weights are those a network is made with, else those of a short training.
+    """
 
     name: str
     dim: int
     cells: int
     fine: int
     samples: int = SAMPLES
+    fresh: bool = False
 
     @cached_property
     def problem(self) -> kolmo.Problem:
-        """Dropout in a network that has been trained a little."""
-        return trained(self.dim, self.samples)
+        """Dropout in a residual network."""
+        return untrained(self.dim, self.samples) if self.fresh else trained(self.dim, self.samples)
 
     @cached_property
     def half_width(self) -> float:
@@ -49,7 +54,8 @@ CASES = {
     case.name: case
     for case in (
         Case("interval-512", 1, 512, 1024),
-        Case("plane-64", 2, 64, 192),
+        Case("plane-64", 2, 64, 192, fresh=True),
+        Case("plane-64-trained", 2, 64, 192),
         Case("plane-128", 2, 128, 192),
         Case("cube-24", 3, 24, 40),
     )
@@ -70,10 +76,16 @@ def points(dim: int, samples: int = SAMPLES) -> data.Dataset:
     return data.Dataset(torch.cat([moons.points, idle], dim=1), moons.labels)
 
 
+def untrained(dim: int, samples: int = SAMPLES, depth: int = DEPTH, width: int = WIDTH) -> kolmo.Problem:
+    """A network as it is made."""
+    network = ResidualNetwork(dim, width, depth, seed=0)
+    return kolmo.Problem(points(dim, samples), network, noise.BernoulliDropout(KEEP))
+
+
 def trained(dim: int, samples: int = SAMPLES, depth: int = DEPTH, width: int = WIDTH) -> kolmo.Problem:
     """A network after a short plain training, no layer of which is beyond the modified equation."""
-    network = ResidualNetwork(dim, width, depth, seed=0)
-    problem = kolmo.Problem(points(dim, samples), network, noise.BernoulliDropout(KEEP))
+    problem = untrained(dim, samples, depth, width)
+    network: Any = problem.network
     x, labels = problem.data.points, problem.data.labels
     optimiser = torch.optim.Adam(network.parameters(), lr=RATE)
     for _ in range(STEPS):

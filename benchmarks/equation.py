@@ -122,8 +122,8 @@ def measure(results: Results, case: Case, peers: tuple[str, ...], share: float) 
     }
 
 
-def plane(results: Results, case: Case, share: float, quick: bool = False) -> None:
-    """The default 2-D case and its ratios."""
+def plane(results: Results, case: Case, share: float, quick: bool = False, suffix: str = "") -> None:
+    """A 2-D case and its ratios, their keys with a suffix."""
     more = () if quick else ("tutorial_degree_2", "pypde", "dolfinx")
     measure(results, case, ("tutorial", "tuned", *more), share)
 
@@ -131,7 +131,7 @@ def plane(results: Results, case: Case, share: float, quick: bool = False) -> No
         note = (
             f"|J - J_fine|: {results.error(case.name, above)} above, {results.error(case.name, below)} below"
         )
-        results.compare(key, case.name, above, below, note)
+        results.compare(key + suffix, case.name, above, below, note)
 
     compare("tutorial_value_over_box_gradient", "tutorial_value", "box_gradient")
     compare("tutorial_value_over_mesh_gradient", "tutorial_value", "mesh_gradient")

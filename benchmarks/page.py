@@ -75,6 +75,10 @@ def _ratios(content: dict[str, Any]) -> list[tuple[str, ...]]:
                 target["verdict"],
             )
         )
+    for key, ratio in content["ratios"].items():
+        if key not in content["targets"]:
+            low, high = content["ratio_quartiles"][key]
+            rows.append((f"`{key}`", f"{ratio:.3g}", f"{low:.3g} to {high:.3g}", "", "", ""))
     return rows
 
 

@@ -28,8 +28,10 @@ class Results:
         self.missing.update({f"{case}/{name}": reason for name, reason in absent.items()})
 
     def compare(self, key: str, case: str, above: str, below: str, note: str) -> None:
-        """The ratio of two contenders of a case; where one is missing the key is, for the same reason."""
-        assert key in TARGETS, key
+        """The ratio of two contenders of a case; where one is missing the key is, for the same reason.
+
+        A key without a target is listed beside those that have one.
+        """
         for name in (above, below):
             if name not in self.timings.get(case, {}):
                 self.missing[key] = self.missing.get(f"{case}/{name}", f"{case}/{name} was not timed")
@@ -37,6 +39,10 @@ class Results:
         timings = self.timings[case]
         self.ratios[key], self.spreads[key] = ratio(timings[above], timings[below])
         self.notes[key] = note
+
+    def others(self) -> list[str]:
+        """Keys of ratios without a target."""
+        return [key for key in self.ratios if key not in TARGETS]
 
     def error(self, case: str, name: str) -> str:
         """|J - J_ref| of a contender in words, for notes."""
@@ -49,7 +55,7 @@ class Results:
 
     def as_json(self, keys: list[str]) -> dict[str, Any]:
         """The part of results.json that was measured. seconds are medians; numbers of 5 digits are enough."""
-        table = self.timings.items()
+        table, shown = self.timings.items(), [*keys, *self.others()]
         return {
             "seconds": {c: {n: _short(t.median) for n, t in found.items()} for c, found in table},
             "quartiles": {
@@ -61,9 +67,9 @@ class Results:
                 for c, found in table
             },
             "errors": {c: {n: _short(e) for n, e in found.items()} for c, found in self.errors.items()},
-            "ratios": {key: _short(self.ratios[key]) for key in keys if key in self.ratios},
+            "ratios": {key: _short(self.ratios[key]) for key in shown if key in self.ratios},
             "ratio_quartiles": {
-                key: [_short(v) for v in self.spreads[key]] for key in keys if key in self.spreads
+                key: [_short(v) for v in self.spreads[key]] for key in shown if key in self.spreads
             },
             "targets": {
                 key: {
@@ -85,14 +91,17 @@ class Results:
     def ratio_rows(self, keys: list[str]) -> list[tuple[str, ...]]:
         """key, ratio, quartiles, target, stretch, verdict."""
         rows: list[tuple[str, ...]] = []
-        for key in keys:
+        for key in [*keys, *self.others()]:
             shown, spread = "-", ""
             if key in self.ratios:
                 shown = f"{self.ratios[key]:.3g}"
             if key in self.spreads:
                 spread = "{:.3g}..{:.3g}".format(*self.spreads[key])
-            target = TARGETS[key]
-            rows.append((key, shown, spread, target.bound, f"{target.stretch:g}", self.verdict(key)))
+            if key in TARGETS:
+                target = TARGETS[key]
+                rows.append((key, shown, spread, target.bound, f"{target.stretch:g}", self.verdict(key)))
+            else:
+                rows.append((key, shown, spread, "", "", ""))
         return rows
 
     def timing_rows(self) -> list[tuple[str, ...]]:

@@ -115,8 +115,8 @@ Part = tuple[set[str], str, Callable[[Results], None]]
 
 def plan(keys: list[str], quick: bool, complete: bool) -> list[Part]:
     """What has to be run for these keys; `complete`: the cases without a key too."""
-    share = QUICK_SHARE if quick else SHARE
-    gradient = (SMALL_PLANE, share, 128) if quick else (CASES["plane-64"], share, equation.FINEST)
+    share, after = QUICK_SHARE if quick else SHARE, CASES["plane-64-trained"]
+    gradient = (SMALL_PLANE, share, 128) if quick else (after, share, equation.FINEST)
     plane, large_cube = CASES["plane-64"], SMALL_CUBE if quick else CASES["cube-24"]
     of_plane = {
         "tutorial_value_over_box_gradient",
@@ -132,7 +132,7 @@ def plan(keys: list[str], quick: bool, complete: bool) -> list[Part]:
             "gradient at equal error",
             lambda r: equation.equal_error(r, *gradient),
         ),
-        ({"chain_over_torchsde", "chain_over_torch"}, "chain", lambda r: sampling.chain(r, plane, share)),
+        ({"chain_over_torchsde", "chain_over_torch"}, "chain", lambda r: sampling.chain(r, after, share)),
         ({"training_steps_over_torch"}, "training", lambda r: sampling.steps(r, share)),
         (
             {"stochastic_seconds_over_control_seconds"},
@@ -148,6 +148,7 @@ def plan(keys: list[str], quick: bool, complete: bool) -> list[Part]:
     found = [(needs & set(keys), name, part) for needs, name, part in parts if needs & set(keys)]
     if complete and not quick:
         interval, large = CASES["interval-512"], CASES["plane-128"]
+        found.append((set(), after.name, lambda r: equation.plane(r, after, share, True, "_trained")))
         found.append(
             (set(), interval.name, lambda r: equation.measure(r, interval, ("tutorial", "tuned"), share))
         )

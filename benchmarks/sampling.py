@@ -43,11 +43,15 @@ def chain(results: Results, case: Case, share: float) -> None:
         found = kolmo.Chain(problem, dtype=torch.float32).estimate(PATHS)
         return found.value, found.standard_error
 
+    def shared() -> tuple[float, float]:
+        return torchsde_peer.value(task, THEIR_PATHS, equation=torchsde_peer.SharedDropoutSDE)
+
     timings, absent = interleave(
         [
             Contender("chain", lambda: ours, PATHS / 1e6),
             Contender("torch", lambda: lambda: torch_chain.value(task, THEIR_PATHS), THEIR_PATHS / 1e6),
             Contender("torchsde", lambda: lambda: torchsde_peer.value(task, THEIR_PATHS), THEIR_PATHS / 1e6),
+            Contender("torchsde_shared", lambda: shared, THEIR_PATHS / 1e6),
         ],
         share,
     )
@@ -66,6 +70,7 @@ def chain(results: Results, case: Case, share: float) -> None:
         return "J - J_exact of one call: " + ", ".join(parts)
 
     results.compare("chain_over_torchsde", name, "torchsde", "chain", note("torchsde"))
+    results.compare("chain_over_torchsde_shared", name, "torchsde_shared", "chain", note("torchsde_shared"))
     results.compare("chain_over_torch", name, "torch", "chain", note("torch"))
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 #: paths simulated at once by torch, whose features then stay in cache, and by kernels on the CPU and on an
 #: accelerator, which have blocks of their own
-BLOCK, KERNEL_BLOCK, DEVICE_BLOCK = 4096, 16384, 2**22
+BLOCK, KERNEL_BLOCK, DEVICE_BLOCK = 4096, 65536, 2**22
 #: paths differentiated at once, and the least number of batches for a standard error
 GRADIENT_BLOCK, _BATCHES = 4096, 16
 

@@ -12,13 +12,21 @@ import numba
 from llvmlite import binding
 
 # Loops over rows of one work array are vectorised only where LLVM may test at run time that they do not
-# overlap; it allows for 8 such tests by default, and ours have up to a hundred, once for thousands of nodes.
-binding.set_option("kolmo", "-runtime-memory-check-threshold=256")
+# overlap; it allows for few such tests by default, and ours have up to several hundred, once for thousands of
+# nodes.
+for option in ("runtime-memory-check-threshold", "vectorize-memory-check-threshold"):
+    binding.set_option("kolmo", f"-{option}=1024")
 
 #: the largest finite number: `abs(x) <= FINITE` where reordered sums make x - x, numba's own test, a zero
 FINITE = 1.7976931348623157e308
 
+_FAST = {"contract", "reassoc", "nsz"}
+
 #: sums may be reordered and contracted; infinities and nan are kept
 kernel: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
-    nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy"
+    nogil=True, cache=True, fastmath=_FAST, error_model="numpy"
+)
+#: the same for what may assume that no value is nan: maxima are vectorised only then
+ordered: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
+    nogil=True, cache=True, fastmath=_FAST | {"nnan"}, error_model="numpy"
 )

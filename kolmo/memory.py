@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from pathlib import Path
 
 from kolmo.errors import InputError
@@ -33,6 +34,9 @@ _LIMITS = (
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 
+#: when `lately_available` looked last, and what it saw
+_looked_up = [-math.inf, 0.0]
+
 
 def available() -> int:
     """Bytes that can be had on this machine without swapping, and in this container."""
@@ -47,6 +51,14 @@ def available() -> int:
             if most != "max":
                 found = min(found, max(0, int(most) - int(Path(usage).read_text())))
     return found
+
+
+def lately_available() -> int:
+    """What was available when it was last looked up, at most a second ago: for those who ask all the time."""
+    now = time.monotonic()
+    if now > _looked_up[0] + 1:
+        _looked_up[:] = [now, available()]
+    return int(_looked_up[1])
 
 
 def require(needed: int, what: str, remedy: str) -> None:
@@ -71,13 +83,18 @@ def states(nodes: int, substeps: int) -> int:
     return nodes * substeps * 2 * (8 + 1)
 
 
-def equation(dim: int, cells: int, depth: int, width: int, substeps: int | None = None) -> int:
-    """One solution of the Kolmogorov equation and its gradient on a mesh; substeps: of all layers."""
+def equation(
+    dim: int, cells: int, depth: int, width: int, substeps: int | None = None, units: bool = True
+) -> int:
+    """One solution of the Kolmogorov equation and its gradient on a mesh.
+
+    substeps: of all layers. units: whether hidden units are held at all nodes, as torch's derivatives do.
+    """
     nodes, d = (cells + 1) ** dim, dim
     layer = 20 * _NEIGHBOURS[dim] + 32 * (d + d * d)  # the matrix and its transpose; drift and diffusion
     marched = _SPACE[dim] * nodes + depth * layer * nodes
     marched += states(nodes, depth if substeps is None else substeps)
-    hidden = nodes * width + min(nodes * width * depth, _STORED)
+    hidden = nodes * width + min(nodes * width * depth, _STORED) if units else 0
     return max(_MAP[dim] * nodes, marched) + 8 * _HIDDEN * hidden
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,10 @@ class Coefficients:
 
     drift: Tensor
     diffusion: Tensor
+
+    def at(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """One layer's (Q, d) and (Q, d[, d]) as arrays, without derivatives."""
+        return self.drift[layer].detach().numpy(), self.diffusion[layer].detach().numpy()
 
 
 def check_order(network: LayeredNetwork, order: int) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 _NAME = "kolmo-kernel"
+_T = TypeVar("_T")
 
 
 def count() -> int:
@@ -34,6 +35,11 @@ def each(function: Callable[..., Any], parts: Iterable[Any]) -> list[Any]:
     if len(items) == 1 or count() == 1 or threading.current_thread().name.startswith(_NAME):
         return [function(item) for item in items]
     return list(_pool(count()).map(function, items))
+
+
+def start(function: Callable[..., _T], *arguments: Any) -> Future[_T]:
+    """function(*arguments) on a thread of the pool, beside the caller's own work."""
+    return _pool(count()).submit(function, *arguments)
 
 
 def shares(length: int) -> list[slice]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from kolmo.errors import InputError
-from kolmo.pde import csr, substep
+from kolmo.pde import plane, substep
 from kolmo.pde import stencil as kernels
 from kolmo.pde.mapped import FactorisedSolver, unpack
 from kolmo.pde.mesh import Mesh, box_mesh
+from kolmo.pde.pool import Pool
 from kolmo.pde.propagator import ExplicitSteps
 from kolmo.pde.space import Generator, ShiftedSolver, Space, check_coefficients, components
 from kolmo.pde.stencil import Stencil
@@ -26,31 +28,50 @@ class BoxSpace(Space):
         self.mesh: Mesh = box_mesh(dim, cells, half_width)
         self.cells = cells
         self.stencil = Stencil(dim, cells, 2 * half_width / cells)
-        s = self.stencil
-        self.near = _neighbours(s)
+        self.pool = Pool()
+        self._work: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.near = _neighbours(self.stencil)
 
     @property
     def coefficient_points(self) -> np.ndarray:
         return self.mesh.points
 
     @property
+    def line(self) -> int:
+        return self.cells + 1
+
+    @property
     def lumped_mass(self) -> np.ndarray:
         return self.stencil.lumped
 
+    def rows(self, *shape: int) -> np.ndarray:
+        """Rows (*shape, .) of nodal values between margins of zeros; what the values are is left open."""
+        return self.pool.take(*shape, self.stencil.count + 2 * self.stencil.margin)
+
+    def work(self) -> tuple[np.ndarray, np.ndarray]:
+        """This thread's rows for the time of one call: those of `substep` (5, 2, .) and of `plane`."""
+        found = self._work.get(get_ident())
+        if found is None:
+            s = self.stencil
+            triangles = np.zeros((plane.ROWS, s.margin + s.count if self.dim == 2 else 0))
+            triangles[-1, s.margin : s.margin + len(s.valid)] = s.valid if self.dim == 2 else 0
+            found = self._work[get_ident()] = s.padded(10).reshape(5, 2, -1), triangles
+        return found
+
     def padded(self, u: np.ndarray) -> np.ndarray:
-        """u (Q, C) as rows (C, .) with margins of zeros."""
-        rows = self.stencil.padded(u.shape[1])
-        rows[:, self.stencil.margin : self.stencil.margin + len(u)] = u.T
+        """u (Q, C) as rows (C, .) with margins of zeros, and one more row where C is odd."""
+        rows = self.rows(u.shape[1] + u.shape[1] % 2)
+        rows[: u.shape[1], self.stencil.margin : self.stencil.margin + len(u)] = u.T
         return rows
 
     def mass(self, u: np.ndarray) -> np.ndarray:
         return self.lumped_mass[:, None] * (u - self.mass_defect(u))
 
     def mass_defect(self, u: np.ndarray) -> np.ndarray:
-        out, scratch, zero = (self.stencil.padded(u.shape[1]) for _ in range(3))
-        near = self.near._replace(zero=zero)
-        substep.defect(near, zero, 1.0, zero, self.padded(u), scratch, out)
-        return self.inner(out)
+        rows = self.padded(u)
+        zero, scratch, out = self.stencil.padded(len(rows)), self.rows(len(rows)), self.rows(len(rows))
+        substep.defect(self.near, zero, 1.0, zero, rows, scratch, out)
+        return self.inner(out)[:, : u.shape[1]]
 
     def inner(self, rows: np.ndarray) -> np.ndarray:
         """Padded rows (C, .) as nodal values (Q, C)."""
@@ -58,7 +79,9 @@ class BoxSpace(Space):
         return rows[:, margin : margin + self.stencil.count].T
 
     def roughness(self, u: np.ndarray) -> float:
-        return float(csr.roughness(self.lumped_mass, u, self.mass_defect(u)))
+        if u.shape[1] != 2:
+            return super().roughness(u)
+        return float(substep.roughness(self.near, self.lumped_mass, rows_of(u), self.work()[0]))
 
     def interpolation(self, points: np.ndarray) -> sp.csr_matrix:
         R, n, dim = self.half_width, self.cells, self.dim
@@ -86,9 +109,13 @@ class BoxSpace(Space):
             a = rows_of(diffusion)
         else:
             a = np.stack([diffusion[:, i, j] for i, j in components(self.dim, False)])
-        K = np.empty((len(s.offsets), s.count + 2 * s.margin))
-        sizes = (s.valid, s.margin, s.c1, s.c2, s.lumped, K)
-        rate = kernels.assemble(rows_of(drift), a, s.table(diagonal), s.paths, s.nodes, s.slots, *sizes)
+        K, b = self.rows(len(s.offsets)), rows_of(drift)
+        if self.dim == 2:
+            sizes = (self.cells + 1, s.c1, s.c2, s.inverse, self.work()[1])
+            rate = plane.assemble((0,) * len(a), b, a, *sizes, K)
+        else:
+            tables = (s.table(diagonal), s.paths, s.nodes, s.slots, s.valid)
+            rate = kernels.assemble(b, a, *tables, s.margin, s.c1, s.c2, s.lumped, K)
         if not np.isfinite(rate):
             check_coefficients(drift, diffusion, self.mesh.points)
         return BoxGenerator(self, K, float(rate))
@@ -100,12 +127,24 @@ class BoxSpace(Space):
 
     def pullback(self, cotangent: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray]:
         s = self.stencil
-        count = self.dim if diagonal else self.dim * (self.dim + 1) // 2
-        nodal = np.empty((self.dim + count, s.count))
-        d_b, d_a = nodal[: self.dim], nodal[self.dim :]
-        tables = (s.table(diagonal), s.paths, s.nodes, s.slots, s.valid)
-        kernels.pullback(cotangent, *tables, s.c1, s.c2, d_b, d_a)
+        nodal = np.empty((self.dim + (self.dim if diagonal else self.dim * (self.dim + 1) // 2), s.count))
+        self._pull(cotangent, nodal[: self.dim], nodal[self.dim :], diagonal)
         return unpack(nodal.T, self.dim, diagonal)
+
+    def pull_into(self, cotangent: np.ndarray, drift: np.ndarray, diffusion: np.ndarray) -> None:
+        if diffusion.ndim == 2:
+            self._pull(cotangent, drift.T, diffusion.T, True)
+        else:
+            super().pull_into(cotangent, drift, diffusion)
+
+    def _pull(self, cotangent: np.ndarray, d_b: np.ndarray, d_a: np.ndarray, diagonal: bool) -> None:
+        s = self.stencil
+        if self.dim == 2:
+            sizes = (self.cells + 1, s.c1, s.c2, self.work()[1])
+            plane.pullback((0,) * len(d_a), cotangent, *sizes, d_b, d_a)
+        else:
+            tables = (s.table(diagonal), s.paths, s.nodes, s.slots, s.valid)
+            kernels.pullback(cotangent, *tables, s.c1, s.c2, d_b, d_a)
 
 
 def rows_of(u: np.ndarray) -> np.ndarray:
@@ -120,15 +159,16 @@ class BoxGenerator(Generator):
         self.space, self.K, self._rate = space, K, rate
 
     def apply(self, u: np.ndarray) -> np.ndarray:
-        space = self.space
-        scratch, out = (space.stencil.padded(u.shape[1]) for _ in range(2))
-        substep.apply(self.K, space.near, np.ones(space.stencil.count), space.padded(u), scratch, out)
-        return space.inner(out)
+        space, rows = self.space, self.space.padded(u)
+        scratch, out = space.rows(len(rows)), space.rows(len(rows))
+        substep.apply(self.K, space.near, np.ones(space.stencil.count), rows, scratch, out)
+        return space.inner(out)[:, : u.shape[1]]
 
     def transpose(self, p: np.ndarray) -> np.ndarray:
-        out, scratch = np.empty(p.shape[::-1]), self.space.stencil.padded(p.shape[1])
-        substep.transpose(self.K, self.space.near, self.space.padded(p), scratch, out)
-        return out.T
+        rows = self.space.padded(p)
+        scratch, out = np.empty((2, len(rows), len(p)))
+        substep.transpose(self.K, self.space.near, rows, scratch, out)
+        return out[: p.shape[1]].T
 
     def rate(self) -> float:
         return self._rate
@@ -162,7 +202,7 @@ class BoxGenerator(Generator):
 
 
 class BoxSteps(ExplicitSteps):
-    """Substeps of the explicit propagator with one column or two, compiled."""
+    """Substeps of the explicit propagator, compiled for the two classes."""
 
     def __init__(
         self, space: BoxSpace, generator: BoxGenerator, dt: float, count: int, corrections: int
@@ -172,38 +212,37 @@ class BoxSteps(ExplicitSteps):
         self._fixed = (generator.K, space.stencil.inverse, space.near, corrections, dt)
 
     def backward(self, u: np.ndarray) -> np.ndarray:
-        if u.shape[1] > 2:
-            return super().backward(u)
-        found = self._rows(3, u)
-        return self._box.inner(found[substep.stages(*self._fixed, rows_of(u), found)])
+        return self._taylor(u, 2)[0] if u.shape[1] == 2 else super().backward(u)
 
     def forward(self, rho: np.ndarray) -> np.ndarray:
-        if rho.shape[1] > 2:
-            return super().forward(rho)
-        return substep.forward(*self._fixed, rows_of(rho), self._rows(4, rho)).T
+        return self._transposed(rho)[0] if rho.shape[1] == 2 else super().forward(rho)
 
     def record(self, u: np.ndarray) -> tuple[np.ndarray, Any]:
-        found = self._rows(5, u)
-        last = substep.stages(*self._fixed, rows_of(u), found)
-        # a copy, so that the last state does not keep the others alive longer than the record does
-        return self._box.inner(found[last]).copy(order="F"), found
+        return self._taylor(u, 4) if u.shape[1] == 2 else super().record(u)
 
     def adjoint(self, rho: np.ndarray, record: Any) -> tuple[np.ndarray, np.ndarray]:
+        if rho.shape[1] != 2:
+            return super().adjoint(rho, record)
         if record.ndim == 2:
             record = self.record(record)[1]
-        weights = self._rows(4, rho)
-        density = substep.forward(*self._fixed, rows_of(rho), weights)
+        density, weights = self._transposed(rho)
         stencil = self._box.stencil
-        G = np.empty((len(stencil.offsets), stencil.count))
+        G = self._box.pool.take(len(stencil.offsets), stencil.count)
         # w_1 goes with the first weight, ..., w_4 = u with the fourth
         width = record.shape[2]
-        states, flat = record[:4].reshape(-1, width), weights.reshape(-1, width)
+        states, flat = record.reshape(-1, width), weights.reshape(-1, width)
         substep.sensitivity(flat, states, self._box.near.every, (0,) * len(flat), G)
-        return density.T, G
+        return density, G
 
-    def _rows(self, count: int, u: np.ndarray) -> np.ndarray:
-        """`count` times padded rows of zeros for each column of u."""
-        return self._box.stencil.padded(count * u.shape[1]).reshape(count, u.shape[1], -1)
+    def _taylor(self, u: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+        out, found = np.empty(u.shape[::-1]), self._box.rows(kept, 2)
+        substep.stages(*self._fixed, rows_of(u), found, self._box.work()[0], out)
+        return out.T, found
+
+    def _transposed(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        out, weights = np.empty(rho.shape[::-1]), self._box.rows(4, 2)
+        substep.forward(*self._fixed, rows_of(rho), weights, self._box.work()[0], out)
+        return out.T, weights
 
 
 def _neighbours(stencil: Stencil) -> substep.Neighbours:

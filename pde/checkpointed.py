@@ -57,6 +57,16 @@ def all_states(space: Space, counts: Sequence[int], terminal: np.ndarray, budget
     return Plan(None, False, needed) if space.maximum(needed - budget) <= 0 else None
 
 
+def all_records(
+    space: Space, counts: Sequence[int], terminal: np.ndarray, record: int, budget: float
+) -> Plan | None:
+    """What the adjoint takes of all substeps, `record` bytes each; None where it does not fit, see `plan`."""
+    state, marks = terminal.nbytes, terminal.size  # a mark is a byte
+    # beside the substeps' own: u(0), and each layer's first state
+    needed = sum(counts) * (record + marks) + (len(counts) + 1) * state
+    return Plan(None, True, needed) if space.maximum(needed - budget) <= 0 else None
+
+
 def plan(
     space: Space, counts: Sequence[int], terminal: np.ndarray, record: int, budget: float, name: str
 ) -> Plan:
@@ -66,19 +76,16 @@ def plan(
     Raises InputError where the budget does not hold a snapshot and a layer. All processes make the same
     plan, that of the one with the least to spare.
     """
-    state, marks = terminal.nbytes, terminal.size  # a mark is a byte
-    depth, total, most = len(counts), sum(counts), max(counts)
+    state, marks = terminal.nbytes, terminal.size
+    depth, most = len(counts), max(counts)
 
     def spare(needed: int) -> float:
         return -space.maximum(needed - budget)
 
-    # beside the substeps' own: u(0), and with records each layer's first state
-    whole = total * (record + marks) + (depth + 1) * state
-    if spare(whole) >= 0:
-        return Plan(None, True, whole)
-    states = all_states(space, counts, terminal, budget)
-    if states is not None:
-        return states
+    records = all_records(space, counts, terminal, record, budget)
+    whole = records or all_states(space, counts, terminal, budget)
+    if whole is not None:
+        return whole
     # beside the snapshots: a layer, the state on its way and u(0)
     layer = most * (state + marks) + 2 * state
     least = min(depth - 1, 1) * state + layer
@@ -107,7 +114,7 @@ class Checkpointed(March):
     def __init__(
         self,
         space: Space,
-        steps: list[Steps],
+        steps: Sequence[Steps],
         terminal: np.ndarray,
         plan: Plan,
         limit: bool = True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kolmo.kernel import FINITE, kernel
+from kolmo.kernel import FINITE, kernel, ordered
 
 
 @kernel
@@ -117,22 +117,44 @@ def pulled(starts, entry, blocks, cotangent, parts, out):  # type: ignore[no-unt
                 out[q, i] += blocks[k, i] * pull
 
 
+@ordered
+def _extremes(u, c):  # type: ignore[no-untyped-def]
+    top, bottom = u[0, c], u[0, c]
+    for q in range(len(u)):
+        top = max(top, u[q, c])
+        bottom = min(bottom, u[q, c])
+    return top, bottom
+
+
 @kernel
-def extremes(u):  # type: ignore[no-untyped-def]
-    """Largest and smallest value of each column of u (Q, C), shape (2, C); nan where a value is one."""
-    found = np.empty((2, u.shape[1]))
+def overshoot(u, lower, upper):  # type: ignore[no-untyped-def]
+    """How far u (Q, C) is beyond the bounds (C,) of its columns, 0 or more; inf where it is not finite."""
+    worst = 0.0
     for c in range(u.shape[1]):
-        top, bottom, total = u[0, c], u[0, c], 0.0
+        total = 0.0
+        for q in range(len(u)):
+            total += u[q, c]
+        # comparisons let a nan pass, sums do not
+        if not abs(total) <= FINITE:
+            return np.inf
+        top, bottom = _extremes(u, c)
+        worst = max(worst, top - upper[c], lower[c] - bottom)
+    return worst
+
+
+@kernel
+def clip(u, lower, upper, out, kept):  # type: ignore[no-untyped-def]
+    """out = u (Q, C) within the bounds (C,) of its columns; kept: where it was; returns how many were not."""
+    outside = 0
+    for c in range(u.shape[1]):
+        low, high = lower[c], upper[c]
         for q in range(len(u)):
             value = u[q, c]
-            top = max(top, value)
-            bottom = min(bottom, value)
-            total += value
-        # comparisons let a nan pass, sums do not
-        finite = abs(total) <= FINITE
-        found[0, c] = top if finite else np.nan
-        found[1, c] = bottom if finite else np.nan
-    return found
+            inside = low <= value <= high
+            out[q, c] = min(max(value, low), high)
+            kept[q, c] = inside
+            outside += not inside
+    return outside
 
 
 @kernel

@@ -8,6 +8,7 @@ where the value function does vary from node to node, which consistent mass carr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,17 +21,21 @@ from kolmo.pde.space import Space
 ROUGHNESS_LIMIT = 0.2
 
 
-def check_roughness(space: Space, trajectory: Trajectory, drift: np.ndarray, diffusion: np.ndarray) -> None:
+#: a layer's drift (Q, d) and diffusion (Q, d[, d]) by its number
+At = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+
+def check_roughness(space: Space, trajectory: Trajectory, at: At) -> None:
     """Raise PecletError that names the first layer, from the output on, that leaves u too rough."""
     for layer in reversed(range(len(trajectory.steps))):
-        check_layer(space, trajectory.value(layer), drift[layer], diffusion[layer], layer)
+        check_layer(space, trajectory.value(layer), at, layer)
 
 
-def check_layer(space: Space, u: np.ndarray, drift: np.ndarray, diffusion: np.ndarray, layer: int) -> None:
+def check_layer(space: Space, u: np.ndarray, at: At, layer: int) -> None:
     """Raise PecletError where u (Q, C), which a layer with these coefficients left, is too rough."""
     found = space.roughness(u)
     if found > ROUGHNESS_LIMIT:
-        number = peclet(space, drift, diffusion)
+        number = peclet(space, *at(layer))
         raise PecletError(
             f"layer {layer}: {found:.0%} of the value function's variation is at the scale of the "
             f"mesh, and at a mesh Peclet number of {number:.3g} nothing damps it; take more cells, "

@@ -9,36 +9,32 @@ differentiates those, `march` solves the equation and its exact discrete adjoint
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from kolmo import memory
 from kolmo.errors import InputError, PecletError
-from kolmo.modified import Coefficients, check_order, modified_equation
+from kolmo.modified import Coefficients, check_order
 from kolmo.network import LayeredNetwork
 from kolmo.pde import march
 from kolmo.pde.backend import make_space
-from kolmo.pde.boundary import Taper
-from kolmo.pde.checkpointed import Checkpointed, Plan, all_states, plan, record_size
+from kolmo.pde.checkpointed import Checkpointed, Plan, all_records, all_states, plan, record_size
+from kolmo.pde.coefficients import NodalCoefficients
 from kolmo.pde.domain import choose_half_width
-from kolmo.pde.guards import check_layer, check_roughness
+from kolmo.pde.guards import At, check_layer, check_roughness
 from kolmo.pde.march import March, Trajectory
 from kolmo.pde.mesh import DEFAULT_CELLS, check_dim
+from kolmo.pde.nodal import NodalLayers
 from kolmo.pde.propagator import PROPAGATORS, Propagator
-from kolmo.pde.space import Space, Steps
+from kolmo.pde.space import LayerSteps, Space, Steps
 from kolmo.problem import Problem
 from kolmo.profile import section, timed
 from kolmo.text import nearest
-
-#: hidden values of one evaluation of the network: few enough layers at a time to stay in cache
-_CACHE_VALUES = 150_000
-#: hidden values kept for the gradient; above, layers are evaluated again in the backward pass
-_STORED_VALUES = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -114,11 +110,10 @@ class BackwardKolmogorov:
             raise InputError(f"budget: {budget!r} is not a positive number of bytes")
         self.limit, self.correction, self.budget = limit, correction, budget
         self._record_sizes: dict[type[Steps], int] = {}
-        # components contiguous, as everything at the nodes
-        self._points = torch.from_numpy(np.ascontiguousarray(space.coefficient_points.T)).T
-        self.taper = Taper(space.coefficient_points, space.half_width, space.spacing)
+        self.nodal = NodalCoefficients(space, problem.noise, order, correction)
+        self.taper = self.nodal.taper
         self.terminal = np.stack(
-            [problem.loss(self._points, label).detach().numpy() for label in (0, 1)], axis=1
+            [problem.loss(self.nodal.points, label).detach().numpy() for label in (0, 1)], axis=1
         )
         self.initial = initial_measure(space, problem)
         self.last: March | None = None
@@ -128,23 +123,12 @@ class BackwardKolmogorov:
     @timed("coefficients")
     def coefficients(self, network: LayeredNetwork | None = None) -> Coefficients:
         """Tapered drift and diffusion at the nodes, for all layers, differentiable in the weights."""
-        network = self.problem.network if network is None else network
-        model = _CoefficientModel(network, self)
-        if self.space.processes == 1:
-            return Coefficients(*model(self._points))
-        check = float(sum(p.detach().double().sum() for p in network.parameters()))
-        if self.space.maximum(check) != -self.space.maximum(-check):
-            raise InputError("network: the weights differ between processes; give the network a seed")
-        shared = _SumGradients.apply(self.space, *network.parameters())
-        names = [f"network.{name}" for name, _ in network.named_parameters()]
-        parameters = dict(zip(names, shared, strict=True))
-        return Coefficients(*torch.func.functional_call(model, parameters, (self._points,)))
+        return self.nodal(self.problem.network if network is None else network)
 
     @timed("coefficients")
     def free_coefficients(self) -> Coefficients:
         """Drift and diffusion at the nodes before the taper, without derivatives (one process)."""
-        with torch.no_grad():
-            return Coefficients(*_CoefficientModel(self.problem.network, self, tapered=False)(self._points))
+        return self.nodal.free(self.problem.network)
 
     def expected_loss(self, network: LayeredNetwork | None = None) -> Tensor:
         """J(theta), a float64 scalar; its backward() is the exact discrete adjoint.
@@ -153,17 +137,31 @@ class BackwardKolmogorov:
         Raises InfeasibleError (maximum principle, stiffness, non-finite values), and InputError where the
         budget is too small for the adjoint.
         """
+        network = self.problem.network if network is None else network
+        weights = list(network.parameters())
+        adjoint = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
+        layers = self.nodal.layers(network, adjoint)
+        if layers is not None:
+            return _CompiledLoss.apply(network.W, network.b, network.V, self, layers, network.step)
         coefficients = self.coefficients(network)
-        depth_step = (network or self.problem.network).step
-        return _ExpectedLoss.apply(coefficients.drift, coefficients.diffusion, self, depth_step)
+        return _ExpectedLoss.apply(coefficients.drift, coefficients.diffusion, self, network.step)
 
-    @timed("assembly")
-    def steps(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> list[Steps]:
-        """The substeps of every layer for nodal coefficients (L, Q, d) and (L, Q, d[, d])."""
-        return [
-            self.propagator.on_layer(self.space, self.space.generator(drift[k], diffusion[k]), step, k)
-            for k in range(len(drift))
-        ]
+    def steps(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> Sequence[Steps]:
+        """The substeps of every layer for nodal coefficients (L, Q, d) and (L, Q, d[, d]).
+
+        What the coefficients make impossible is raised when the layer is first asked for.
+        """
+
+        return self._steps(lambda layer: (drift[layer], diffusion[layer]), len(drift), step)
+
+    def _steps(self, at: At, layers: int, step: float) -> Sequence[Steps]:
+        def make(layer: int) -> Steps:
+            coefficients = at(layer)
+            with section("assembly"):
+                generator = self.space.generator(*coefficients)
+                return self.propagator.on_layer(self.space, generator, step, layer)
+
+        return LayerSteps(layers, make)
 
     def march(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> tuple[float, Trajectory]:
         """J and the backward trajectory for nodal coefficients (L, Q, d) and (L, Q, d[, d]).
@@ -174,24 +172,23 @@ class BackwardKolmogorov:
         self.last = None  # gives its memory back before more is taken
         steps = self.steps(drift, diffusion, step)
         substeps = sum(layer.count for layer in steps)
-        needed = memory.states(len(self._points), substeps)
+        needed = memory.states(len(self.terminal), substeps)
         memory.require(needed, f"cells: the states of {substeps} substeps", "take fewer cells or layers")
-        trajectory = self._trajectory(steps, drift, diffusion)
+        trajectory = self._trajectory(steps, lambda layer: (drift[layer], diffusion[layer]))
         self.last = trajectory
         return self._value(trajectory), trajectory
 
-    def march_within(
-        self, drift: np.ndarray, diffusion: np.ndarray, step: float, adjoint: bool
-    ) -> tuple[float, March]:
+    def march_within(self, at: At, layers: int, step: float, adjoint: bool) -> tuple[float, March]:
         """As `march`, within the budget: with all states where they fit, else with less.
 
-        adjoint: the march will be differentiated; it is a `Checkpointed` one where the states do not fit.
+        at: gives a layer's coefficients. adjoint: the march will be differentiated; it is a `Checkpointed`
+        one where the states do not fit.
         """
         self.last = None
-        steps = self.steps(drift, diffusion, step)
+        steps = self._steps(at, layers, step)
         kept = self._plan(steps, adjoint)
         if kept is not None and kept.snapshots is None:
-            trajectory = self._trajectory(steps, drift, diffusion, kept.record)
+            trajectory = self._trajectory(steps, at, kept.record)
             self.last = replace(trajectory, records=[])  # those are the adjoint's, and go when it goes
             return self._value(trajectory), trajectory
         rough: list[PecletError] = []
@@ -199,7 +196,7 @@ class BackwardKolmogorov:
         def look(layer: int, u: np.ndarray) -> None:
             try:
                 if not rough:
-                    check_layer(self.space, u, drift[layer], diffusion[layer], layer)
+                    check_layer(self.space, u, at, layer)
             except PecletError as error:  # the march's own guards come first
                 rough.append(error)
 
@@ -213,29 +210,33 @@ class BackwardKolmogorov:
         self.last = marched
         return self._value(marched), marched
 
-    def _trajectory(
-        self, steps: list[Steps], drift: np.ndarray, diffusion: np.ndarray, record: bool = False
-    ) -> Trajectory:
+    def _trajectory(self, steps: Sequence[Steps], at: At, record: bool = False) -> Trajectory:
         trajectory = march.backward(self.space, steps, self.terminal, self.limit, record)
         with section("guards"):
-            check_roughness(self.space, trajectory, drift, diffusion)
+            check_roughness(self.space, trajectory, at)
         return trajectory
 
     def _value(self, marched: March) -> float:
         return float(self.space.sum(np.array(np.vdot(marched.initial, self.initial))))
 
-    def _plan(self, steps: list[Steps], adjoint: bool) -> Plan | None:
+    def _plan(self, steps: Sequence[Steps], adjoint: bool) -> Plan | None:
         """What a march keeps; None: nothing, where nothing is needed and the states do not fit."""
         # half: the derivatives by the coefficients take memory too
-        budget = memory.available() // 2 if self.budget is None else self.budget
-        counts = [layer.count for layer in steps]
+        budget = memory.lately_available() // 2 if self.budget is None else self.budget
+        most = [self.propagator.most(self.space.dim)] * len(steps)
         if not adjoint:
-            return all_states(self.space, counts, self.terminal, budget)
+            kept = all_states(self.space, most, self.terminal, budget)
+            return kept or all_states(self.space, _counts(steps), self.terminal, budget)
         kind = type(steps[-1])
         if kind not in self._record_sizes:  # the scheme's and the mesh's, whatever the weights
             self._record_sizes[kind] = record_size(steps[-1], self.terminal)
+        size = self._record_sizes[kind]
+        # where there is room for the most substeps, layers need not be assembled to count them
+        kept = all_records(self.space, most, self.terminal, size, budget)
+        if kept is not None:
+            return kept
         name = "cells" if self.budget is None else "budget"
-        return plan(self.space, counts, self.terminal, self._record_sizes[kind], budget, name)
+        return plan(self.space, _counts(steps), self.terminal, size, budget, name)
 
     def solve(self, network: LayeredNetwork | None = None) -> Solution:
         """Value function and density at all layers (one process)."""
@@ -254,49 +255,16 @@ class BackwardKolmogorov:
         )
 
 
+def _counts(steps: Sequence[Steps]) -> list[int]:
+    return [layer.count for layer in steps]
+
+
 def initial_measure(space: Space, problem: Problem) -> np.ndarray:
     """mu as nodal masses (Q, 2): each point gives 1/M to its class, shared by its cell's nodes."""
     weights = space.interpolation(problem.data.points.numpy())
     labels = problem.data.labels.numpy()
     one_hot = np.stack([labels == 0, labels == 1], axis=1) / len(labels)
     return np.asarray(weights.T @ one_hot)
-
-
-class _CoefficientModel(nn.Module):
-    """Weights -> (b, a) at the nodes, layer ranges in turns where memory is short."""
-
-    def __init__(self, network: LayeredNetwork, equation: BackwardKolmogorov, tapered: bool = True) -> None:
-        super().__init__()
-        self.network = network
-        self._equation, self._tapered = equation, tapered
-
-    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        network = self.network
-        count, width = max(1, len(points)), getattr(network, "width", 16)
-        chunk = max(1, _CACHE_VALUES // (count * (2 * network.dim if network.compiled else width)))
-        recompute = count * width * network.depth > _STORED_VALUES
-        parts = []
-        for k in range(0, network.depth, chunk):
-            layers = slice(k, k + chunk)
-            if recompute:
-                parts.append(checkpoint(self._range, layers, points, use_reentrant=False))
-            else:
-                parts.append(self._range(layers, points))
-        return _joined([p[0] for p in parts]), _joined([p[1] for p in parts])
-
-    def _range(self, layers: slice, points: Tensor) -> tuple[Tensor, Tensor]:
-        equation = self._equation
-        noise = equation.problem.noise
-        which = (equation.order, layers, equation.correction)
-        found = modified_equation(self.network, noise, points, *which, fixed=True)
-        if self._tapered:
-            found = equation.taper(found)
-        return found.drift, found.diffusion
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Layers in one tensor (L, Q, ...), nodes contiguous as in its parts."""
-    return parts[0] if len(parts) == 1 else torch.cat([p.movedim(1, -1) for p in parts]).movedim(-1, 1)
 
 
 class _ExpectedLoss(torch.autograd.Function):
@@ -306,8 +274,8 @@ class _ExpectedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, drift: Tensor, diffusion: Tensor, equation: BackwardKolmogorov, step: float
     ) -> Tensor:
-        coefficients = drift.detach().numpy(), diffusion.detach().numpy()
-        value, ctx.marched = equation.march_within(*coefficients, step, any(ctx.needs_input_grad))
+        at = Coefficients(drift, diffusion).at
+        value, ctx.marched = equation.march_within(at, len(drift), step, any(ctx.needs_input_grad))
         ctx.equation, ctx.shape = equation, diffusion.shape
         return drift.new_tensor(value)
 
@@ -315,31 +283,55 @@ class _ExpectedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
         equation: BackwardKolmogorov = ctx.equation
-        diagonal = len(ctx.shape) == 3
         layers, nodes, *components = ctx.shape
-        d_drift = np.moveaxis(np.empty((layers, equation.space.dim, nodes)), -1, 1)
-        d_diffusion = np.moveaxis(np.empty((layers, *components, nodes)), -1, 1)
+        pool = equation.nodal.nodes.pool
+        d_drift = np.moveaxis(pool.take(layers, equation.space.dim, nodes), -1, 1)
+        d_diffusion = np.moveaxis(pool.take(layers, *components, nodes), -1, 1)
 
         def collect(layer: int, cotangent: np.ndarray) -> None:
             with section("contraction"):
-                d_drift[layer], d_diffusion[layer] = equation.space.pullback(cotangent, diagonal)
+                equation.space.pull_into(cotangent, d_drift[layer], d_diffusion[layer])
 
-        if isinstance(ctx.marched, Checkpointed):
-            ctx.marched.adjoint(equation.initial, collect, float(scale))
-        else:
-            march.adjoint(ctx.marched, equation.initial, collect, float(scale))
+        _adjoint(ctx.marched, equation, collect, float(scale))
         return torch.from_numpy(d_drift), torch.from_numpy(d_diffusion), None, None
 
 
-class _SumGradients(torch.autograd.Function):
-    """Parameters held alike by every process; gradients are summed over processes."""
+class _CompiledLoss(torch.autograd.Function):
+    """(W, b, V) -> J with compiled coefficients, layer by layer; backward as of `_ExpectedLoss`."""
 
     @staticmethod
-    def forward(ctx: Any, space: Space, *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.space = space
-        return tuple(p.view_as(p) for p in parameters)
+    def forward(
+        ctx: Any,
+        W: Tensor,
+        b: Tensor,
+        V: Tensor,
+        equation: BackwardKolmogorov,
+        layers: NodalLayers,
+        step: float,
+    ) -> Tensor:
+        value, ctx.marched = equation.march_within(layers.at, layers.depth, step, layers.adjoint)
+        ctx.equation, ctx.layers = equation, layers
+        return W.new_tensor(value)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *(torch.from_numpy(ctx.space.sum(np.ascontiguousarray(g.numpy()))) for g in gradients))
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        equation: BackwardKolmogorov = ctx.equation
+        layers: NodalLayers = ctx.layers
+
+        def collect(layer: int, cotangent: np.ndarray) -> None:
+            rows = layers.empty()
+            with section("contraction"):
+                equation.space.pull_into(cotangent, *layers.shaped(rows))
+            layers.pull(layer, rows)
+
+        _adjoint(ctx.marched, equation, collect, float(scale))
+        return *layers.gradient(), None, None, None
+
+
+def _adjoint(marched: March, equation: BackwardKolmogorov, collect: march.EachLayer, scale: float) -> None:
+    if isinstance(marched, Checkpointed):
+        marched.adjoint(equation.initial, collect, scale)
+    else:
+        assert isinstance(marched, Trajectory)
+        march.adjoint(marched, equation.initial, collect, scale)

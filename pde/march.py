@@ -8,14 +8,14 @@ For every t, sum_y <u_y(t), rho_y(t)> = J. Columns of an array are the two class
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from kolmo.errors import MaximumPrincipleError, NonFiniteError
-from kolmo.pde.csr import extremes
+from kolmo.pde import csr
 from kolmo.pde.space import Space, Steps
 from kolmo.profile import timed
 
@@ -34,7 +34,7 @@ class March:
     clipped: entries that the clip cut.
     """
 
-    steps: list[Steps]
+    steps: Sequence[Steps]
     initial: np.ndarray
     violation: float = 0.0
     clipped: int = 0
@@ -94,35 +94,34 @@ class Trajectory(March):
 
 @dataclass(frozen=True)
 class Bounds:
-    """The range of Phi in each class (C,), which u may not leave; limit: clip it there."""
+    """The range of Phi in each class (C,), which u may not leave; limit: clip it there. width: the larger."""
 
     lower: np.ndarray
     upper: np.ndarray
     limit: bool
+    width: float
 
     @classmethod
     def of(cls, space: Space, terminal: np.ndarray, limit: bool) -> Bounds:
         """Of the terminal values (Q, C), over all processes."""
         upper = np.array([space.maximum(float(c.max())) for c in terminal.T])
         lower = np.array([-space.maximum(float(-c.min())) for c in terminal.T])
-        return cls(lower, upper, limit)
+        return cls(lower, upper, limit, max(float((upper - lower).max()), float(np.finfo(float).tiny)))
 
-    def clip(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, float]:
-        """u within the bounds, the entries left alone (None: all of them), and the relative overshoot."""
-        width = max(float((self.upper - self.lower).max()), float(np.finfo(float).tiny))
-        top, bottom = extremes(u)
-        beyond = max(float((top - self.upper).max()), float((self.lower - bottom).max()), 0.0)
-        if not np.isfinite(top).all():
-            beyond = np.inf
+    def clip(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, int, float]:
+        """u within the bounds, the entries left alone (None: all), the number of others, the relative
+        overshoot."""
+        beyond = csr.overshoot(u, self.lower, self.upper) / self.width
         # rounding is not a violation: the derivative is the unclipped one
-        if not self.limit or beyond <= 1e-13 * width:
-            return u, None, beyond / width
-        return np.clip(u, self.lower, self.upper), (u <= self.upper) & (u >= self.lower), beyond / width
+        if not self.limit or beyond <= 1e-13:
+            return u, None, 0, beyond
+        inside, kept = np.empty_like(u), np.empty_like(u, dtype=bool)
+        return inside, kept, csr.clip(u, self.lower, self.upper, inside, kept), beyond
 
 
 @timed("march")
 def backward(
-    space: Space, steps: list[Steps], terminal: np.ndarray, limit: bool = True, record: bool = False
+    space: Space, steps: Sequence[Steps], terminal: np.ndarray, limit: bool = True, record: bool = False
 ) -> Trajectory:
     """March u from the terminal values (Q, C) to time 0; `limit` clips it to their range per class.
 
@@ -152,7 +151,9 @@ def backward(
 
 
 @timed("march")
-def passing(space: Space, steps: list[Steps], terminal: np.ndarray, limit: bool, each: EachLayer) -> March:
+def passing(
+    space: Space, steps: Sequence[Steps], terminal: np.ndarray, limit: bool, each: EachLayer
+) -> March:
     """As `backward`, but nothing is kept.
 
     each(layer, u): called with u (Q, C) at the start of every layer, the last layer first.
@@ -183,10 +184,8 @@ def over_layer(
                 into.states.append(u)
             u, made = steps.record(u) if record else (steps.backward(u), u)
             into.records.append(made)
-        u, mask, violation = bounds.clip(u)
-        worst = max(worst, violation)
-        if mask is not None:
-            clipped += int(mask.size - mask.sum())
+        u, mask, outside, violation = bounds.clip(u)
+        worst, clipped = max(worst, violation), clipped + outside
         if into is not None:
             into.kept.append(mask)
     return u, worst, clipped
@@ -228,6 +227,9 @@ def adjoint_layer(
     total: np.ndarray | None = None
     for mask, made in zip(reversed(kept), reversed(records), strict=True):
         rho, cotangent = steps.adjoint(rho if mask is None else rho * mask, made)
-        total = cotangent if total is None else total + cotangent
+        if total is None:
+            total = cotangent
+        else:
+            total += cotangent
     assert total is not None  # every layer has at least one substep
     return rho, total

@@ -25,6 +25,10 @@ class Propagator(ABC):
     order: int
 
     @abstractmethod
+    def most(self, dim: int) -> int:
+        """Substeps that no layer exceeds, in d dimensions."""
+
+    @abstractmethod
     def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
         """The substeps of one layer. Raises StiffnessError where the scheme would need too many."""
 
@@ -63,11 +67,17 @@ class Explicit(Propagator):
             raise InputError(f"corrections: {corrections!r} is not 0, 1, 2 or 3")
         self.corrections, self.cap, self.substeps = corrections, cap, substeps
 
+    def most(self, dim: int) -> int:
+        return self._cap(dim) if self.substeps is None else self.substeps
+
+    def _cap(self, dim: int) -> int:
+        return (512 if dim == 1 else 64) if self.cap is None else self.cap
+
     def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
         needed = float(
             np.ceil(space.maximum(generator.rate()) * step / _rate_limit(self.corrections, space.dim))
         )
-        cap = (512 if space.dim == 1 else 64) if self.cap is None else self.cap
+        cap = self._cap(space.dim)
         if not needed <= cap:
             raise StiffnessError(
                 f"layer {layer}: the explicit step would need {needed:.3g} substeps, at most {cap} are "
@@ -85,11 +95,10 @@ class ExplicitSteps(Steps):
     def __init__(self, space: Space, generator: Generator, dt: float, count: int, corrections: int) -> None:
         self.count = count
         self._space, self._generator, self._dt, self._corrections = space, generator, dt, corrections
-        self._inverse_lumped = 1 / space.lumped_mass[:, None]
 
     def _solve_mass(self, v: np.ndarray) -> np.ndarray:
         """M_k^-1 v, by Horner's rule in I - Ml^-1 M."""
-        first = self._inverse_lumped * v
+        first = v / self._space.lumped_mass[:, None]
         result = first
         for _ in range(self._corrections):
             result = first + self._space.mass_defect(result)
@@ -153,6 +162,9 @@ class Implicit(Propagator):
         if int(substeps) != substeps or substeps < 1:
             raise InputError(f"substeps: {substeps!r} is not a positive integer")
         self.substeps, self.cap = int(substeps), cap
+
+    def most(self, dim: int) -> int:
+        return self.substeps
 
     def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
         dt = step / self.substeps

@@ -13,6 +13,7 @@ Source: Becker, Rannacher, Acta Numerica 10 (2001); Pierce, Giles, SIAM Review 4
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,7 @@ def linear_march(equation: BackwardKolmogorov) -> Marched:
     tapered = equation.taper(free)
     steps = equation.steps(tapered.drift.numpy(), tapered.diffusion.numpy(), equation.problem.network.step)
     trajectory = backward(equation.space, steps, equation.terminal, limit=False)
-    check_roughness(equation.space, trajectory, tapered.drift.numpy(), tapered.diffusion.numpy())
+    check_roughness(equation.space, trajectory, tapered.at)
     value = float(np.vdot(trajectory.initial, equation.initial))
     return Marched(equation, value, trajectory, free, tapered, recovery)
 
@@ -113,7 +114,7 @@ def _at_data(marched: Marched) -> float:
     return float(u[np.arange(len(u)), data.labels.numpy()].mean())
 
 
-def _exit_probability(equation: BackwardKolmogorov, steps: list[Steps]) -> float:
+def _exit_probability(equation: BackwardKolmogorov, steps: Sequence[Steps]) -> float:
     """The probability that a path of the equation reaches the taper before T: one more backward march.
 
     q = 1 on the taper's nodes at every substep, q(., T) = 0 elsewhere, kept in [0, 1].

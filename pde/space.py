@@ -19,7 +19,7 @@ finite element formulation, CMAME 37 (1983).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,29 @@ class Steps(ABC):
         """The leading term of one substep's error in time, exp(dt A) u - backward(u)."""
 
 
+class LayerSteps(Sequence[Steps]):
+    """The substeps of all layers, each made when first asked for: then K is still in cache as it marches.
+
+    make: of a layer's number; it may raise, then and again.
+    """
+
+    def __init__(self, layers: int, make: Callable[[int], Steps]) -> None:
+        self._made: list[Steps | None] = [None] * layers
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, layer: Any) -> Any:
+        if isinstance(layer, slice):
+            return [self[k] for k in range(len(self))[layer]]
+        layer = range(len(self))[layer]
+        found = self._made[layer]
+        if found is None:
+            found = self._made[layer] = self._make(layer)
+        return found
+
+
 class ShiftedSolver(ABC):
     """(M - alpha K)^-1, factorised or iterated; (Q, C) in, (Q, C) out."""
 
@@ -127,6 +150,11 @@ class Space(ABC):
     @abstractmethod
     def coefficient_points(self) -> np.ndarray:
         """Where drift and diffusion are sampled, shape (Q, d): the nodes."""
+
+    @property
+    def line(self) -> int:
+        """Nodes in a line of the grid that `coefficient_points` are, last axis fastest; 0: they are none."""
+        return 0
 
     @property
     @abstractmethod
@@ -177,6 +205,10 @@ class Space(ABC):
 
         The diffusion's derivative has shape (Q, d) where `diagonal`, else (Q, d, d), symmetric.
         """
+
+    def pull_into(self, cotangent: np.ndarray, drift: np.ndarray, diffusion: np.ndarray) -> None:
+        """Write what `pullback` gives into drift (Q, d) and diffusion (Q, d[, d]), nodes contiguous."""
+        drift[:], diffusion[:] = self.pullback(cotangent, diffusion.ndim == 2)
 
     def sum(self, local: np.ndarray) -> np.ndarray:
         """Sum over processes, elementwise."""

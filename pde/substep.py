@@ -16,6 +16,9 @@ import numpy as np
 
 from kolmo.kernel import kernel
 
+#: nodes of a block: what a chain of products works on stays in the nearest cache
+_BLOCK = 100000
+
 
 class Neighbours(NamedTuple):
     """Shifts of the neighbours, the vertex itself left out, and the rows of I - Ml^-1 M, for the kernels.
@@ -38,80 +41,119 @@ class Neighbours(NamedTuple):
     zero: np.ndarray
 
 
+# Rows go in pairs, which share what is read of K.
+
+
 @kernel
-def _apply_part(K, skip, shifts, margin, scale, start, row, result):  # type: ignore[no-untyped-def]
+def _apply_all(K, shifts, margin, scale, row, other, into, beside):  # type: ignore[no-untyped-def]
     for q in range(np.uint64(len(scale))):
-        total, here = 0.0, row[q + margin]
+        one, two, a, b = 0.0, 0.0, row[q + margin], other[q + margin]
         for s in range(len(shifts)):
-            total += K[skip + s, q + margin] * (row[q + shifts[s]] - here)
-        result[q + margin] = scale[q] * total + start[q + margin]
+            entry = K[1 + s, q + margin]
+            one += entry * (row[q + shifts[s]] - a)
+            two += entry * (other[q + shifts[s]] - b)
+        into[q + margin] = scale[q] * one
+        beside[q + margin] = scale[q] * two
+
+
+@kernel
+def _apply_more(K, skip, shifts, margin, scale, row, other, start, next_to, into, beside):  # type: ignore[no-untyped-def]
+    for q in range(np.uint64(len(scale))):
+        one, two, a, b = 0.0, 0.0, row[q + margin], other[q + margin]
+        for s in range(len(shifts)):
+            entry = K[skip + s, q + margin]
+            one += entry * (row[q + shifts[s]] - a)
+            two += entry * (other[q + shifts[s]] - b)
+        into[q + margin] = scale[q] * one + start[q + margin]
+        beside[q + margin] = scale[q] * two + next_to[q + margin]
 
 
 @kernel
 def apply(K, near, scale, w, scratch, out):  # type: ignore[no-untyped-def]
-    """out = scale (Q,) times K w, for w, scratch, out (C, padded)."""
-    margin, zero = near.margin, near.zero[0]
-    for c in range(len(out)):
+    """out = scale (Q,) times K w, for w, scratch, out (C, padded), C even."""
+    for c in range(0, len(out), 2):
+        pair, result = (w[c], w[c + 1]), (out[c], out[c + 1])
         if near.more:
-            _apply_part(K, 1, near.near, margin, scale, zero, w[c], scratch[c])
-            _apply_part(K, 1 + len(near.near), near.far, margin, scale, scratch[c], w[c], out[c])
+            half = scratch[c], scratch[c + 1]
+            _apply_all(K, near.near, near.margin, scale, *pair, *half)
+            _apply_more(K, 1 + len(near.near), near.far, near.margin, scale, *pair, *half, *result)
         else:
-            _apply_part(K, 1, near.near, margin, scale, zero, w[c], out[c])
+            _apply_all(K, near.near, near.margin, scale, *pair, *result)
 
 
 @kernel
-def _transpose_part(K, skip, shifts, margin, start, row, result):  # type: ignore[no-untyped-def]
+def _transpose_all(K, shifts, margin, row, other, into, beside):  # type: ignore[no-untyped-def]
     twice = margin + margin
-    for q in range(np.uint64(len(result))):
-        total = start[q + margin]
+    for q in range(np.uint64(len(into))):
+        entry = K[0, q + margin]
+        one, two = entry * row[q + margin], entry * other[q + margin]
         for s in range(len(shifts)):
-            total += K[skip + s, q + (twice - shifts[s])] * row[q + (twice - shifts[s])]
-        result[q] = total
+            entry = K[1 + s, q + (twice - shifts[s])]
+            one += entry * row[q + (twice - shifts[s])]
+            two += entry * other[q + (twice - shifts[s])]
+        into[q], beside[q] = one, two
+
+
+@kernel
+def _transpose_more(K, skip, shifts, margin, row, other, start, next_to, into, beside):  # type: ignore[no-untyped-def]
+    twice = margin + margin
+    for q in range(np.uint64(len(into))):
+        one, two = start[q], next_to[q]
+        for s in range(len(shifts)):
+            entry = K[skip + s, q + (twice - shifts[s])]
+            one += entry * row[q + (twice - shifts[s])]
+            two += entry * other[q + (twice - shifts[s])]
+        into[q], beside[q] = one, two
 
 
 @kernel
 def transpose(K, near, p, scratch, out):  # type: ignore[no-untyped-def]
-    """out (C, Q) = K^T p for p, scratch (C, padded)."""
-    margin = near.margin
-    for c in range(len(out)):
-        row, first = p[c], scratch[c]
-        for q in range(np.uint64(out.shape[1])):
-            first[q + margin] = K[0, q + margin] * row[q + margin]
-        _transpose_part(K, 1, near.near, margin, first, row, out[c])
+    """out (C, Q) = K^T p for p (C, padded), scratch (C, Q), C even."""
+    for c in range(0, len(out), 2):
+        pair, result = (p[c], p[c + 1]), (out[c], out[c + 1])
         if near.more:
-            for q in range(np.uint64(out.shape[1])):
-                first[q + margin] = out[c, q]
-            _transpose_part(K, 1 + len(near.near), near.far, margin, first, row, out[c])
-
-
-@kernel
-def _defect_part(weights, shifts, margin, centre, base, share, first, row, result):  # type: ignore[no-untyped-def]
-    count = np.uint64(len(result)) - margin - margin
-    for q in range(count):
-        total = first[q + margin] + centre * row[q + margin]
-        for s in range(len(shifts)):
-            total += weights[s] * row[q + shifts[s]]
-        result[q + margin] = share * total + base[q + margin]
-
-
-@kernel
-def defect(near, base, share, first, r, scratch, out):  # type: ignore[no-untyped-def]
-    """out = share (first + (I - Ml^-1 M) r) + base, all (C, padded)."""
-    margin, zero, centre = near.margin, near.zero[0], near.inside
-    for c in range(len(out)):
-        start, row, result, more = first[c], r[c], out[c], base[c]
-        if near.more:
-            half = scratch[c]
-            _defect_part(near.near_inside, near.near, margin, centre, zero, 1.0, start, row, half)
-            _defect_part(near.far_inside, near.far, margin, 0.0, more, share, half, row, result)
+            half = scratch[c], scratch[c + 1]
+            _transpose_all(K, near.near, near.margin, *pair, *half)
+            _transpose_more(K, 1 + len(near.near), near.far, near.margin, *pair, *half, *result)
         else:
-            _defect_part(near.near_inside, near.near, margin, centre, more, share, start, row, result)
+            _transpose_all(K, near.near, near.margin, *pair, *result)
+
+
+@kernel
+def _defect_part(weights, shifts, margin, centre, share, base, under, y, z, row, other, into, beside):  # type: ignore[no-untyped-def]
+    for q in range(np.uint64(len(into)) - margin - margin):
+        one = y[q + margin] + centre * row[q + margin]
+        two = z[q + margin] + centre * other[q + margin]
+        for s in range(len(shifts)):
+            one += weights[s] * row[q + shifts[s]]
+            two += weights[s] * other[q + shifts[s]]
+        into[q + margin] = share * one + base[q + margin]
+        beside[q + margin] = share * two + under[q + margin]
+
+
+@kernel
+def defect(near, base, share, y, r, scratch, out):  # type: ignore[no-untyped-def]
+    """out = share (y + (I - Ml^-1 M) r) + base, all (C, padded), C even."""
+    margin, centre = near.margin, near.inside
+    for c in range(0, len(out), 2):
+        d = c + 1
+        rows, given, end = (r[c], r[d]), (base[c], base[d], y[c], y[d]), (out[c], out[d])
+        if near.more:
+            zero, half = (near.zero[0], near.zero[1]), (scratch[c], scratch[d])
+            few, many = (near.near_inside, near.near, margin), (near.far_inside, near.far, margin)
+            _defect_part(*few, centre, 1.0, *zero, *given[2:], *rows, *half)
+            _defect_part(*many, 0.0, share, *given[:2], *half, *rows, *end)
+        else:
+            _defect_part(near.near_inside, near.near, margin, centre, share, *given, *rows, *end)
         for k in range(len(near.boundary)):
             q = near.boundary[k]
-            total = start[q + margin]
+            one, two = y[c, q + margin], y[d, q + margin]
             for s in range(len(near.every)):
-                total += near.listed[k, s] * row[q + near.every[s]]
-            result[q + margin] = share * total + more[q + margin]
+                weight = near.listed[k, s]
+                one += weight * r[c, q + near.every[s]]
+                two += weight * r[d, q + near.every[s]]
+            out[c, q + margin] = share * one + base[c, q + margin]
+            out[d, q + margin] = share * two + base[d, q + margin]
 
 
 @kernel
@@ -132,57 +174,94 @@ def _solve(near, corrections, base, share, work, out):  # type: ignore[no-untype
 
 
 @kernel
-def stages(K, inverse, near, corrections, dt, u, found):  # type: ignore[no-untyped-def]
-    """Fill `found` with the states of one substep from u (C, Q); returns the place of w_0.
+def stages(K, inverse, near, corrections, dt, u, found, work, out):  # type: ignore[no-untyped-def]
+    """out (C, Q) = w_0 of one substep from u = w_4 (C, Q), with the stages w_1, ..., w_4 in `found`.
 
-    found: zeros (5, C, padded), for w_1, ..., w_4 = u, w_0; or (3, C, padded) to keep none but the last.
+    found: (4, C, padded), or (2, C, padded) where the stages are not wanted; work: (5, C, padded); C even.
     """
     margin = np.int64(near.margin)
     classes, count = u.shape
-    work = np.zeros((4, classes, count + 2 * margin))
-    # where w_4, ..., w_0 go
-    places = (3, 2, 1, 0, 4) if len(found) == 5 else (0, 1, 2, 1, 2)
-    found[places[0], :, margin : margin + count] = u
+    source = len(found) - 1
+    # where w_4, ..., w_1 go; w_0 is in the last row of `work` first
+    places = (3, 2, 1, 0) if len(found) == 4 else (1, 0, 0, 0)
+    for c in range(classes):
+        row, into = u[c], found[source, c]
+        for q in range(count):
+            into[margin + q] = row[q]
     for stage in range(4):
-        now, then = places[stage], places[stage + 1]
-        apply(K, near, inverse, found[now], work[3], work[2])
-        _solve(near, corrections, found[places[0]], dt / (4 - stage), work, found[then])
-    return places[4]
+        then = work[4] if stage == 3 else found[places[stage + 1]]
+        apply(K, near, inverse, found[places[stage]], work[3], work[2])
+        _solve(near, corrections, found[source], dt / (4 - stage), work, then)
+    for c in range(classes):
+        row, into = work[4, c], out[c]
+        for q in range(count):
+            into[q] = row[margin + q]
 
 
 @kernel
-def forward(K, inverse, near, corrections, dt, rho, weights):  # type: ignore[no-untyped-def]
-    """The density one substep later (C, Q); fills the weights of the cotangent, zeros (4, C, padded)."""
-    margin = np.int64(near.margin)
+def forward(K, inverse, near, corrections, dt, rho, weights, work, out):  # type: ignore[no-untyped-def]
+    """out (C, Q): the density rho one substep later; fills the cotangent's weights (4, C, padded).
+
+    work: (5, C, padded); C even.
+    """
     classes, count = rho.shape
-    work = np.zeros((4, classes, count + 2 * margin))
-    y, out = rho.copy(), rho.copy()
+    y, half = np.empty((classes, count)), np.empty((classes, count if near.more else 0))
+    for c in range(classes):
+        old, new = rho[c], out[c]
+        for q in range(count):
+            y[c, q] = old[q]
+            new[q] = old[q]
     for stage in range(4):
         for c in range(classes):
-            row, first = y[c], work[2, c, margin : margin + count]
-            for q in range(count):
-                first[q] = inverse[q] * row[q]
+            row, into = y[c], work[2, c]
+            for q in range(np.uint64(count)):
+                into[q + near.margin] = inverse[q] * row[q]
         _solve(near, corrections, near.zero, dt / (stage + 1), work, weights[stage])
-        transpose(K, near, weights[stage], work[3], y)
+        transpose(K, near, weights[stage], half, y)
         for c in range(classes):
             row, into = y[c], out[c]
             for q in range(count):
                 into[q] += row[q]
-    return out
+
+
+@kernel
+def roughness(near, lumped, u, work):  # type: ignore[no-untyped-def]
+    """sum Ml |(I - Ml^-1 M) u| / sum Ml |u - mean u| for u (C, Q), the larger of the rows.
+
+    work: (5, C, padded); C even.
+    """
+    worst, volume, margin, count = 0.0, lumped.sum(), near.margin, np.uint64(len(lumped))
+    for c in range(len(u)):
+        row, into = u[c], work[0, c]
+        for q in range(count):
+            into[q + margin] = row[q]
+    defect(near, near.zero, 1.0, near.zero, work[0], work[1], work[2])
+    for c in range(len(u)):
+        row, rest, total, rough, variation = u[c], work[2, c], 0.0, 0.0, 0.0
+        for q in range(count):
+            total += lumped[q] * row[q]
+        mean = total / volume
+        for q in range(count):
+            rough += lumped[q] * abs(rest[q + margin])
+            variation += lumped[q] * abs(row[q] - mean)
+        worst = max(worst, rough / max(variation, 2.2250738585072014e-308))
+    return worst
 
 
 @kernel
 def sensitivity(weights, states, every, rows, G):  # type: ignore[no-untyped-def]
     """G (S, Q) = sum p_q (u_{q + offset_s} - u_q) over rows of padded p, u (n, .); row 0 is zero.
 
-    every: all shifts (S,). rows: a tuple of n entries, whose length is a constant to the compiler.
+    every: all shifts (S,), S odd. rows: a tuple of n entries, whose length is a constant to the compiler.
     """
     count, margin = np.uint64(G.shape[1]), every[0]
     G[0] = 0.0
-    for s in range(1, len(every)):
-        into, shift = G[s], every[s]
+    for s in range(1, len(every), 2):  # by twos, which share the weights
+        first, second, one, two = G[s], G[s + 1], every[s], every[s + 1]
         for q in range(count):
-            total = 0.0
+            total, other = 0.0, 0.0
             for n in range(len(rows)):
-                total += weights[n, q + margin] * (states[n, q + shift] - states[n, q + margin])
-            into[q] = total
+                weight, here = weights[n, q + margin], states[n, q + margin]
+                total += weight * (states[n, q + one] - here)
+                other += weight * (states[n, q + two] - here)
+            first[q], second[q] = total, other

@@ -153,8 +153,8 @@ def test_evaluating_layers_again_gives_the_same_gradient(monkeypatch: pytest.Mon
     equation = equation_of(2, "injection")
     value, parts = gradient(equation)
     for limit in (10**9, 0):
-        monkeypatch.setattr("kolmo.pde.kolmogorov._STORED_VALUES", limit)
-        monkeypatch.setattr("kolmo.pde.kolmogorov._CACHE_VALUES", 1)
+        monkeypatch.setattr("kolmo.pde.coefficients._STORED_VALUES", limit)
+        monkeypatch.setattr("kolmo.pde.coefficients._CACHE_VALUES", 1)
         again, others = gradient(equation)
         assert again == pytest.approx(value, rel=1e-14)
         for a, b in zip(parts, others, strict=True):

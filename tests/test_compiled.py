@@ -149,6 +149,33 @@ def test_far_out_and_not_finite() -> None:
     assert bool(Chain(given_problem).losses(2).isnan().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_exponents_within_reach_are_not_cut_off(dtype: torch.dtype) -> None:
+    """Bit by bit the same with and without the bounds that only far exponents need."""
+    simulated = Chain(problem("dropout"), seed=1, dtype=dtype)
+    kernels, _ = kernels_of(simulated)
+    stream = simulated.stream(90, 0)
+    without = kernels.values(stream)
+    kernels._layers.reach.fill(math.inf)
+    assert torch.equal(kernels.values(stream), without)
+
+
+@pytest.mark.parametrize("weight", ["W", "b"])
+def test_reach_of_a_layer(weight: str) -> None:
+    """No exponent is beyond it, and a weight that is not a number is in it."""
+    given_problem = problem("dropout", width=7)
+    kernels, network = kernels_of(Chain(given_problem))
+    x = given_problem.data.points
+    for k, reach in enumerate(kernels._layers.reach):
+        most = reach[0] + reach[1:] @ x.abs().amax(dim=0).numpy()
+        exponents = (x @ network.W[k].T + network.b[k]).detach().numpy() * 2 / math.log(2)
+        assert np.abs(exponents).max() <= most
+    with torch.no_grad():
+        getattr(network, weight)[2, 3] = math.nan
+    kernels.refresh()
+    assert np.isnan(kernels._layers.reach[2]).any() and np.isfinite(kernels._layers.reach[3]).all()
+
+
 def test_probabilities_beyond_32_bits() -> None:
     """p = 1 keeps every unit, p below 2^-33 none."""
     for p, kept in ((1.0, 1.0), (1e-12, 0.0)):
@@ -288,6 +315,41 @@ def softplus(x: Any, value: Any, slope: Any, c: Any) -> None:
 def quantiles(u: Any, out: Any) -> None:
     for i in range(len(u)):
         out[i] = elementary.normal_quantile(u[i])
+
+
+@numba.njit
+def units(y: Any, out: Any, c: Any) -> None:
+    for i in range(len(y)):
+        above, below = elementary.halves(y[i], c)
+        out[i] = below / (above + below)
+
+
+@numba.njit
+def largest(x: Any) -> Any:
+    return elementary.largest(x, 0, x.shape[1])
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 2.5e-7), ("float64", 3e-16)])
+def test_units(dtype: str, most: float) -> None:
+    """1 / (1 + 2^y) to the ends of what it is for."""
+    c = elementary.constants(dtype)
+    y = np.concatenate([np.linspace(-30, 30, 20001), [-c.units, c.units]]).astype(dtype)
+    found = np.empty_like(y)
+    units(y, found, c)
+    wanted = 1 / (1 + np.exp2(y.astype(np.longdouble)))
+    assert np.abs(found - wanted).max() < most
+    np.testing.assert_allclose(found, wanted.astype(float), rtol=1e-6 if dtype == "float32" else 1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_largest(dtype: str) -> None:
+    """Of magnitudes, with signs, infinities and nan."""
+    x = np.cos(np.arange(100.0)).astype(dtype)[None]
+    for worst in (1.5, -2.5, math.inf, -math.inf):
+        x[0, 37] = worst
+        assert largest(x) == abs(worst)
+    x[0, 5] = math.nan
+    assert math.isnan(largest(x))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

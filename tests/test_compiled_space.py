@@ -15,7 +15,7 @@ from kolmo.modified import Coefficients
 from kolmo.pde import BackwardKolmogorov, Explicit, Implicit, backend, make_space, space_on
 from kolmo.pde.boundary import Taper, profile
 from kolmo.pde.box_space import BoxSpace
-from kolmo.pde.csr import extremes, roughness
+from kolmo.pde.csr import clip, overshoot, roughness
 from kolmo.pde.propagator import ExplicitSteps
 from kolmo.pde.space import Space
 
@@ -143,15 +143,25 @@ def test_which_backend_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.resolve("dolfinx")
 
 
-def test_extremes_and_roughness_of_columns() -> None:
-    """Of either memory order; a nan or an infinity anywhere makes its column's extremes nan."""
-    u = np.random.default_rng(4).standard_normal((50, 2))
+def test_bounds_and_roughness_of_columns() -> None:
+    """Of either memory order; a nan or an infinity anywhere is beyond all bounds."""
+    u, lower, upper = (
+        np.random.default_rng(4).standard_normal((50, 2)),
+        np.array([-1, -9.0]),
+        np.array([9.0, 1]),
+    )
+    beyond = max(-1 - u[:, 0].min(), u[:, 1].max() - 1)
+    assert beyond > 0
     for layout in (u, np.asfortranarray(u)):
-        np.testing.assert_array_equal(extremes(layout), [u.max(axis=0), u.min(axis=0)])
-    for bad in (np.nan, np.inf):
+        assert overshoot(layout, lower, upper) == beyond
+        assert overshoot(layout, lower - 9, upper + 9) == 0
+        out, kept = np.empty_like(layout), np.empty_like(layout, dtype=bool)
+        assert clip(layout, lower, upper, out, kept) == (~kept).sum() > 0
+        np.testing.assert_array_equal(out, np.clip(u, lower, upper))
+        np.testing.assert_array_equal(kept, (u >= lower) & (u <= upper))
+    for bad in (np.nan, np.inf, -np.inf):
         u[10, 1] = bad
-        found = extremes(u)
-        assert np.isfinite(found[:, 0]).all() and np.isnan(found[:, 1]).all()
+        assert overshoot(u, lower, upper) == np.inf
     assert roughness(np.ones(50), np.ones((50, 1)), np.zeros((50, 1))) == 0
 
 

@@ -82,6 +82,7 @@ class CompiledChain:
         self._layers = Layers(
             units=np.zeros((depth, width + width % 2, 1 + 4 * dim), kind),
             sums=np.zeros((depth, dim), kind),
+            reach=np.zeros((depth, 1 + dim), kind),
             scale=kind(self._scale),
             step=kind(network.step),
             **{key: v.astype(kind) if key in ("values", "ratio") else v for key, v in noise.items()},
@@ -97,7 +98,8 @@ class CompiledChain:
     def refresh(self) -> None:
         """Take the weights as they are now."""
         weights = (p.detach().numpy().astype(np.float64, copy=False) for p in self._parameters)
-        layers.pack(*weights, self._factor, self._scale, self._layers.units, self._layers.sums)
+        packed = self._layers.units, self._layers.sums, self._layers.reach
+        layers.pack(*weights, self._factor, self._scale, *packed)
 
     def losses(self, stream: Stream) -> Tensor:
         """The loss of each of the stream's samples, shape (count,), differentiable once in the weights."""

@@ -1,8 +1,9 @@
 """Exponentials, logarithms and quantiles without branches, which compilers turn into vector instructions.
 
 numba calls the C library for them, one number at a time. Polynomials are minimax by Remez' algorithm:
-2^f on [-1/2, 1/2] to 7e-8 (single) and 2e-16 (double), atanh(s)/s in s^2. The normal quantile is PPND16 of
-Wichura, Applied Statistics 37 (1988), algorithm AS 241. nan passes through all of them.
+2^f on [-1/2, 1/2] to 7e-8 (single) and 2e-16 (double), as a quotient to 4.4e-7 and 1.8e-16, atanh(s)/s in
+s^2. The normal quantile is PPND16 of Wichura, Applied Statistics 37 (1988), algorithm AS 241. nan passes
+through all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, types
 
-from kolmo.compiled.jit import inline
+from kolmo.compiled.jit import inline, part
 
 _EXP2 = {
     "float32": (
@@ -27,6 +28,14 @@ _EXP2 = {
         0.0096181291080341989694, 0.0013333558228555491507, 0.00015403529961607488353,
         0.00001525265811990086996, 1.321566260169008284e-6, 1.0208537294147603226e-7,
         7.0373182851071940722e-9,
+    ),
+}  # fmt: skip
+#: P in f^2, on [-1/2, 1/2]: 2^f = (P + f) / (P - f), single precision to the rounding of 1 - 2 r
+_HALVES = {
+    "float32": (2.8854079626379256909, 0.11523692458840070221),
+    "float64": (
+        2.885390081777942708, 0.11552453009204857364, -0.00092506844909743488398,
+        0.000010581926420165474883, -1.2605260768372065148e-7,
     ),
 }  # fmt: skip
 #: up to s = 1/3, for log(1 + e) = 2 atanh(e / (2 + e))
@@ -93,13 +102,14 @@ class Constants(NamedTuple):
     magic: Any
     """1.5 * 2^(bits of the mantissa): adding it rounds to a whole number."""
     units: Any
-    """Largest |exponent| in the units: the product of two such powers does not overflow."""
+    """Largest |exponent| in the units: the product of two such A + B (`halves`) does not overflow."""
     losses: Any
     """Largest |exponent| in the losses."""
     log2e: Any
     linear: Any
     """Where torch's softplus becomes the identity."""
     exp2: tuple[Any, ...]
+    halves: tuple[Any, ...]
     atanh: tuple[Any, ...]
 
 
@@ -109,7 +119,7 @@ def constants(dtype: str) -> Constants:
     kind = np.dtype(dtype).type
     mantissa, largest = (23, 126) if dtype == "float32" else (52, 1022)
     plain = (0, 1, 2, 1.5 * 2.0**mantissa, largest // 2 - 2, largest, 1 / math.log(2), 20)
-    polynomials = (tuple(kind(v) for v in table[dtype]) for table in (_EXP2, _ATANH))
+    polynomials = (tuple(kind(v) for v in table[dtype]) for table in (_EXP2, _HALVES, _ATANH))
     return Constants(*(kind(v) for v in plain), *polynomials)
 
 
@@ -137,6 +147,39 @@ def _bits(context, number):  # type: ignore[no-untyped-def]
 
 
 @_intrinsic
+def _magnitude(context, number):  # type: ignore[no-untyped-def]
+    # the bits of |number| as an integer: they are ordered as the numbers are, nan above all
+    size, whole = (32, types.uint32) if number == types.float32 else (64, types.uint64)
+
+    def generate(_, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        bits = builder.bitcast(arguments[0], ir.IntType(size))
+        return builder.and_(bits, ir.Constant(bits.type, 2 ** (size - 1) - 1))
+
+    return whole(number), generate
+
+
+@_intrinsic
+def _from_magnitude(context, whole):  # type: ignore[no-untyped-def]
+    kind, name = (
+        (types.float32, ir.FloatType()) if whole == types.uint32 else (types.float64, ir.DoubleType())
+    )
+
+    def generate(_, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.bitcast(arguments[0], name)
+
+    return kind(whole), generate
+
+
+@part
+def largest(x, i, n):  # type: ignore[no-untyped-def]
+    # max |x| of n numbers of a row, nan where there is one
+    most = _magnitude(x[i, 0])
+    for s in range(n):
+        most = max(most, _magnitude(x[i, s]))
+    return _from_magnitude(most)
+
+
+@_intrinsic
 def _from_bits(context, whole):  # type: ignore[no-untyped-def]
     def generate(_, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.bitcast(arguments[0], ir.DoubleType())
@@ -160,6 +203,16 @@ def exp2(y, limit, c):  # type: ignore[no-untyped-def]
     y = limit if y > limit else y
     shifted = y + c.magic
     return _times_power(polynomial(c.exp2, y - (shifted - c.magic)), shifted)
+
+
+@inline
+def halves(y, c):  # type: ignore[no-untyped-def]
+    # A and B with 2^y = A / B, for |y| up to c.units; B is between 2 and 4. Half the multiplications of a
+    # polynomial for 2^y, and 1 / (1 + 2^y) = B / (A + B) is off by at most a quarter of the quotient's error
+    shifted = y + c.magic
+    f = y - (shifted - c.magic)
+    even = polynomial(c.halves, f * f)
+    return _times_power(even + f, shifted), even - f
 
 
 @inline

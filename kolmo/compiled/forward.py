@@ -11,7 +11,9 @@ from kolmo.compiled.jit import kernel, part
 from kolmo.compiled.layers import CONNECT, HIDDEN, advance
 
 #: samples simulated at once: their features and a layer's units stay in the first cache
-BLOCK = 512
+BLOCK = 1024
+#: bytes of a cache line
+_LINE = 64
 
 
 class Points(NamedTuple):
@@ -43,6 +45,17 @@ def noise_rows(zero, layers):  # type: ignore[no-untyped-def]
 
 
 @part
+def work(shape, kind):  # type: ignore[no-untyped-def]
+    # an array from the start of a cache line on: a vector that crosses two lines takes two loads
+    size = 1
+    for length in shape:
+        size *= length
+    raw = np.empty(size + _LINE, kind)
+    skip = (_LINE - raw.ctypes.data % _LINE) // raw.itemsize
+    return raw[skip : skip + size].reshape(shape)
+
+
+@part
 def start(zero, points, row, n, x, margin):  # type: ignore[no-untyped-def]
     # features and margins of rows row, ..., row + n - 1
     count = len(points.margins)
@@ -63,10 +76,11 @@ def losses(zero, layers, points, address, out, c):  # type: ignore[no-untyped-de
     # the loss of each path into out (count,)
     group, number, n = blocks(address, BLOCK)
     kind = layers.units.dtype
-    x, total = np.empty((len(zero), n), kind), np.empty((len(zero), n), kind)
-    r, e = np.empty((1, 2, n), kind), np.zeros((1, noise_rows(zero, layers), n), kind)
-    margin, loss = np.empty(n, kind), np.empty(n, kind)
-    high, low = np.empty(n, np.uint32), np.empty(n, np.uint32)
+    x, total = work((len(zero), n), kind), work((len(zero), n), kind)
+    r, e = work((1, 2, n), kind), work((1, noise_rows(zero, layers), n), kind)
+    e[:] = 0
+    margin, loss = work((n,), kind), work((n,), kind)
+    high, low = work((n,), np.uint32), work((n,), np.uint32)
     for _ in range(number):
         start(zero, points, 4 * group, n, x, margin)
         for k in range(len(layers.units)):

@@ -4,8 +4,9 @@ The activations are 1 - s / (1 + exp(s y)): tanh for s = 2, the logistic functio
 
     r_j = 1 / (1 + exp(s (W x + b)_j)),     z_j = 1 - s r_j,     z_j' = s^2 r_j (1 - r_j),
 
-so that V z = sum_j V_j - s sum_j V_j r_j. Two units share a division. `zero`, a tuple of d zeros, makes d a
-constant to the compiler, and weights that do not change along a loop are read into such tuples before it.
+so that V z = sum_j V_j - s sum_j V_j r_j. Two units share a division. Exponents are brought into range only
+where weights and states let one leave it. `zero`, a tuple of d zeros, makes d a constant to the compiler, and
+weights that do not change along a loop are read into such tuples before it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any, NamedTuple
 
 from numba.cpython.unsafe import tuple as tuples
 
-from kolmo.compiled.elementary import exp2, normal_quantile
+from kolmo.compiled.elementary import halves, largest, normal_quantile
 from kolmo.compiled.jit import inline, kernel, part
-from kolmo.compiled.philox import unit_interval, words
+from kolmo.compiled.philox import unit_interval, words, words_of_two
 from kolmo.philox import PARTS
 
 #: a tuple with one entry replaced
@@ -35,6 +36,8 @@ class Layers(NamedTuple):
     """(L, m, 1 + 4d), m even: s b_j and s W_j in powers of two, V_j, -s V_j, W_j for each hidden unit."""
     sums: Any
     """sum_j V_j, (L, d)."""
+    reach: Any
+    """max_j of |s b_j| and of |s W_j| in powers of two, (L, 1 + d)."""
     scale: Any
     """s."""
     step: Any
@@ -63,8 +66,8 @@ class Address(NamedTuple):
 
 
 @kernel
-def pack(W, b, V, factor, scale, units, sums):  # type: ignore[no-untyped-def]
-    # weights (double) into units and sums; factor: s log2(e)
+def pack(W, b, V, factor, scale, units, sums, reach):  # type: ignore[no-untyped-def]
+    # weights (double) into units, sums and reach; factor: s log2(e)
     depth, width, d = W.shape
     for k in range(depth):
         for i in range(d):
@@ -79,6 +82,12 @@ def pack(W, b, V, factor, scale, units, sums):  # type: ignore[no-untyped-def]
                 units[k, j, 1 + d + i] = V[k, i, j]
                 units[k, j, 1 + 2 * d + i] = -scale * V[k, i, j]
                 units[k, j, 1 + 3 * d + i] = W[k, j, i]
+        for i in range(1 + d):
+            reach[k, i] = 0.0
+            for j in range(width):
+                size = abs(units[k, j, i])
+                # nan stays
+                reach[k, i] = size if size > reach[k, i] or size != size else reach[k, i]
 
 
 @inline
@@ -97,37 +106,68 @@ def _affine(zero, b, w, x, s):  # type: ignore[no-untyped-def]
     return total
 
 
-@part
-def activate(zero, units, k, j, x, n, out, slot, row, c):  # type: ignore[no-untyped-def]
-    # r of units j and j + 1 into rows `row` and `row` + 1
-    b0, b1 = units[k, j, 0], units[k, j + 1, 0]
-    w0, w1 = entries(zero, units, k, j, 1), entries(zero, units, k, j + 1, 1)
-    for s in range(n & ~15):
-        e0 = c.one + exp2(_affine(zero, b0, w0, x, s), c.units, c)
-        e1 = c.one + exp2(_affine(zero, b1, w1, x, s), c.units, c)
-        shared = c.one / (e0 * e1)
-        out[slot, row, s] = shared * e1
-        out[slot, row + 1, s] = shared * e0
+@inline
+def _halves(zero, b, w, x, s, wide, c):  # type: ignore[no-untyped-def]
+    y = _affine(zero, b, w, x, s)
+    if wide:
+        y = -c.units if y < -c.units else y
+        y = c.units if y > c.units else y
+    return halves(y, c)
 
 
 @inline
-def _add(zero, total, s, v0, t0, v1, t1):  # type: ignore[no-untyped-def]
-    for i in range(len(zero)):
-        total[i, s] += v0[i] * t0 + v1[i] * t1
+def _pair(zero, b0, w0, b1, w1, x, s, wide, c):  # type: ignore[no-untyped-def]
+    # r of two units: B / (A + B), the quotients over a common denominator
+    a0, r0 = _halves(zero, b0, w0, x, s, wide, c)
+    a1, r1 = _halves(zero, b1, w1, x, s, wide, c)
+    d0, d1 = a0 + r0, a1 + r1
+    shared = c.one / (d0 * d1)
+    return (r0 * d1) * shared, (r1 * d0) * shared
 
 
 @part
-def _add_units(zero, units, k, j, x, n, total, c):  # type: ignore[no-untyped-def]
+def activate(zero, units, k, j, x, n, wide, out, slot, row, c):  # type: ignore[no-untyped-def]
+    # r of units j and j + 1 into rows `row` and `row` + 1
+    b0, b1 = units[k, j, 0], units[k, j + 1, 0]
+    w0, w1 = entries(zero, units, k, j, 1), entries(zero, units, k, j + 1, 1)
+    # two loops: a test within one would not become vector instructions
+    if wide:
+        for s in range(n & ~15):
+            out[slot, row, s], out[slot, row + 1, s] = _pair(zero, b0, w0, b1, w1, x, s, True, c)
+    else:
+        for s in range(n & ~15):
+            out[slot, row, s], out[slot, row + 1, s] = _pair(zero, b0, w0, b1, w1, x, s, False, c)
+
+
+@inline
+def _add(zero, total, s, v0, v1, pair):  # type: ignore[no-untyped-def]
+    for i in range(len(zero)):
+        # in this order each product is contracted with a sum
+        total[i, s] = (total[i, s] + v0[i] * pair[0]) + v1[i] * pair[1]
+
+
+@part
+def _add_units(zero, units, k, j, x, n, wide, total, c):  # type: ignore[no-untyped-def]
     # `activate` and `_collect` in one, for those who do not ask for r
     b0, b1 = units[k, j, 0], units[k, j + 1, 0]
     w0, w1 = entries(zero, units, k, j, 1), entries(zero, units, k, j + 1, 1)
     start = 1 + 2 * len(zero)
     v0, v1 = entries(zero, units, k, j, start), entries(zero, units, k, j + 1, start)
-    for s in range(n & ~15):
-        e0 = c.one + exp2(_affine(zero, b0, w0, x, s), c.units, c)
-        e1 = c.one + exp2(_affine(zero, b1, w1, x, s), c.units, c)
-        shared = c.one / (e0 * e1)
-        _add(zero, total, s, v0, shared * e1, v1, shared * e0)
+    if wide:
+        for s in range(n & ~15):
+            _add(zero, total, s, v0, v1, _pair(zero, b0, w0, b1, w1, x, s, True, c))
+    else:
+        for s in range(n & ~15):
+            _add(zero, total, s, v0, v1, _pair(zero, b0, w0, b1, w1, x, s, False, c))
+
+
+@part
+def _is_wide(zero, reach, k, x, n, c):  # type: ignore[no-untyped-def]
+    # whether an exponent of a layer may be beyond c.units, or not a number
+    most = reach[k, 0]
+    for i in range(len(zero)):
+        most += reach[k, 1 + i] * largest(x, i, n)
+    return not most <= c.units
 
 
 @part
@@ -136,7 +176,7 @@ def _collect(zero, units, k, j, r, slot, row, n, total):  # type: ignore[no-unty
     start = 1 + 2 * len(zero)
     v0, v1 = entries(zero, units, k, j, start), entries(zero, units, k, j + 1, start)
     for s in range(n & ~15):
-        _add(zero, total, s, v0, r[slot, row, s], v1, r[slot, row + 1, s])
+        _add(zero, total, s, v0, v1, (r[slot, row, s], r[slot, row + 1, s]))
 
 
 @part
@@ -147,7 +187,7 @@ def _collect_hidden(zero, units, k, j, r, e, slot, row, n, scale, total, c):  # 
     for s in range(n & ~15):
         t0 = (c.one + e[slot, j, s]) * (c.one - scale * r[slot, row, s])
         t1 = (c.one + e[slot, j + 1, s]) * (c.one - scale * r[slot, row + 1, s])
-        _add(zero, total, s, v0, t0, v1, t1)
+        _add(zero, total, s, v0, v1, (t0, t1))
 
 
 @part
@@ -162,25 +202,45 @@ def _collect_connect(zero, units, k, j, r, e, slot, row, n, scale, total, c):  #
 
 
 @part
-def draw(layers, k, address, group, n, unit, e, slot, row, high, low):  # type: ignore[no-untyped-def]
-    # the random number of one unit for n samples from 4 * group on, into a row of e
-    part = k * PARTS
+def _row(zero, layers, number):  # type: ignore[no-untyped-def]
+    # where a random number of a layer is kept: in DropConnect, a hidden unit of weight 0 makes rows longer
+    if layers.structure != CONNECT:
+        return number
+    real = layers.numbers // len(zero)
+    return number // real * layers.units.shape[1] + number % real
+
+
+@part
+def _keep(layers, k, address, n, words, e, slot, row):  # type: ignore[no-untyped-def]
     off, on = layers.values[k, 0], layers.values[k, 1]
+    flip, most = address.flip, layers.thresholds[k]
+    for s in range(n & ~15):
+        e[slot, row, s] = on if words[s] ^ flip <= most else off
+
+
+@part
+def draw(zero, layers, k, address, group, n, e, slot, high, low):  # type: ignore[no-untyped-def]
+    # the random numbers of a layer for n samples from 4 * group on, each into its row of e
+    part, numbers, on = k * PARTS, layers.numbers, layers.values[k, 1]
     if layers.law == TWO_POINT:
-        words(address.seed, part, unit, group, n, high)
-        flip, most = address.flip, layers.thresholds[k]
-        for s in range(n & ~15):
-            e[slot, row, s] = on if high[s] ^ flip <= most else off
+        for unit in range(0, numbers - 1, 2):
+            words_of_two(address.seed, part, unit, group, n, high, low)
+            _keep(layers, k, address, n, high, e, slot, _row(zero, layers, unit))
+            _keep(layers, k, address, n, low, e, slot, _row(zero, layers, unit + 1))
+        if numbers & 1:
+            words(address.seed, part, numbers - 1, group, n, high)
+            _keep(layers, k, address, n, high, e, slot, _row(zero, layers, numbers - 1))
         return
-    words(address.seed, part, 2 * unit, group, n, high)
-    words(address.seed, part, 2 * unit + 1, group, n, low)
-    if layers.law == UNIFORM:
-        for s in range(n & ~15):
-            e[slot, row, s] = on * (2.0 * unit_interval(high[s], low[s], address.flip) - 1.0)
-    else:
-        for s in range(n & ~15):
-            u = max(unit_interval(high[s], low[s], address.flip), 2.0**-54)
-            e[slot, row, s] = on * normal_quantile(u)
+    for unit in range(numbers):
+        row = _row(zero, layers, unit)
+        words_of_two(address.seed, part, 2 * unit, group, n, high, low)
+        if layers.law == UNIFORM:
+            for s in range(n & ~15):
+                e[slot, row, s] = on * (2.0 * unit_interval(high[s], low[s], address.flip) - 1.0)
+        else:
+            for s in range(n & ~15):
+                u = max(unit_interval(high[s], low[s], address.flip), 2.0**-54)
+                e[slot, row, s] = on * normal_quantile(u)
 
 
 @part
@@ -188,21 +248,19 @@ def advance(zero, layers, k, address, group, n, x, total, r, e, slot, keep, high
     # x becomes the state after layer k. r, e: rows of units and random numbers in `slot`; keep: 1 where each
     # unit has a row of r of its own, 0 where all share two
     units, structure, scale, width = layers.units, layers.structure, layers.scale, layers.units.shape[1]
-    real = layers.numbers // len(zero)
-    for number in range(layers.numbers):
-        row = number // real * width + number % real if structure == CONNECT else number
-        draw(layers, k, address, group, n, number, e, slot, row, high, low)
+    draw(zero, layers, k, address, group, n, e, slot, high, low)
     acts_inside = structure in (HIDDEN, CONNECT)
     for i in range(len(zero)):
         start = c.zero if acts_inside else layers.sums[k, i]
         for s in range(n & ~15):
             total[i, s] = start
+    wide = _is_wide(zero, layers.reach, k, x, n, c)
     for j in range(0, width, 2):
         row = j * keep
         if not keep and not acts_inside:
-            _add_units(zero, units, k, j, x, n, total, c)
+            _add_units(zero, units, k, j, x, n, wide, total, c)
             continue
-        activate(zero, units, k, j, x, n, r, slot, row, c)
+        activate(zero, units, k, j, x, n, wide, r, slot, row, c)
         if structure == HIDDEN:
             _collect_hidden(zero, units, k, j, r, e, slot, row, n, scale, total, c)
         elif structure == CONNECT:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kolmo.compiled.elementary import softplus, softplus_slope
-from kolmo.compiled.forward import blocks, noise_rows, start
+from kolmo.compiled.forward import blocks, noise_rows, start, work
 from kolmo.compiled.jit import inline, kernel, part, reduction, reduction_inline
 from kolmo.compiled.layers import BLOCK as WHOLE
 from kolmo.compiled.layers import CONNECT, HIDDEN, OUTPUT, advance, entries, tuple_setitem
@@ -146,11 +146,12 @@ def gradient(zero, layers, points, address, weights, out, derivatives, c):  # ty
     # the loss of each path into out (count,), and sum_n weights_n dloss_n added to the derivatives
     group, number, n = blocks(address, BLOCK)
     depth, width, kind = len(layers.units), layers.units.shape[1], layers.units.dtype
-    x, total = np.empty((len(zero), n), kind), np.empty((len(zero), n), kind)
-    states = np.empty((depth, len(zero), n), kind)
-    r, e = np.empty((depth, width, n), kind), np.zeros((depth, noise_rows(zero, layers), n), kind)
-    margin, loss, pull = np.empty(n, kind), np.empty(n, kind), np.empty(n, kind)
-    high, low = np.empty(n, np.uint32), np.empty(n, np.uint32)
+    x, total = work((len(zero), n), kind), work((len(zero), n), kind)
+    states = work((depth, len(zero), n), kind)
+    r, e = work((depth, width, n), kind), work((depth, noise_rows(zero, layers), n), kind)
+    e[:] = 0
+    margin, loss, pull = work((n,), kind), work((n,), kind), work((n,), kind)
+    high, low = work((n,), np.uint32), work((n,), np.uint32)
     for _ in range(number):
         start(zero, points, 4 * group, n, x, margin)
         for k in range(depth):
