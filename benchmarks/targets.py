@@ -65,7 +65,6 @@ TARGETS = {
             "value and gradient on any mesh / value and gradient by the exact recursion",
             4,
             8,
-            least=False,
         ),
         Target("chain_over_torchsde", "paths a second, the chain / torchsde", 25, 50),
         Target("chain_over_torch", "paths a second, the chain / a plain PyTorch loop", 8, 15),
