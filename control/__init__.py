@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from kolmo.control.admissible import Box
+from kolmo.control.admissible import Admissible, Balls, Box
 from kolmo.control.auditing import Audit, audit
+from kolmo.control.hamiltonian import Optimality, hamiltonian, leading, optimality
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
+from kolmo.control.newton import NewtonStep, newton
 from kolmo.control.objective import Objective
 from kolmo.control.training import Training, train
 from kolmo.control.verification import TaylorRates, taylor_test
 
 __all__ = [
+    "Admissible",
     "Audit",
+    "Balls",
     "Box",
     "Iterate",
+    "NewtonStep",
     "Objective",
+    "Optimality",
     "Result",
     "TaylorRates",
     "Training",
     "audit",
+    "hamiltonian",
     "lbfgs",
+    "leading",
+    "newton",
+    "optimality",
     "taylor_test",
     "train",
 ]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kolmo.checkpoint import State
-from kolmo.control.admissible import Box
+from kolmo.control.admissible import Admissible, Box
 from kolmo.control.objective import Objective
 from kolmo.errors import InfeasibleError
 
@@ -85,7 +85,7 @@ class _Descent:
 def lbfgs(
     objective: Objective,
     theta: np.ndarray,
-    admissible: Box | None = None,
+    admissible: Admissible | None = None,
     *,
     iterations: int = 200,
     tolerance: float = 1e-6,
@@ -159,7 +159,7 @@ def _direction(gradient: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray]]
 
 def _search(
     objective: Objective,
-    admissible: Box,
+    admissible: Admissible,
     at: _Descent,
     direction: np.ndarray,
     length: float,

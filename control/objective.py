@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,11 +15,20 @@ from kolmo.penalty import Penalty
 from kolmo.profile import section
 
 
+class SecondDerivative(Protocol):
+    """The Hessian of J at fixed weights, as products with vectors of them."""
+
+    def product(self, direction: np.ndarray) -> np.ndarray:
+        """H v."""
+
+
 class Objective:
     """An estimator of J plus penalties, as a function of one vector of weights.
 
     estimator: any callable that returns J as a torch scalar for the network's present
-    weights, such as `BackwardKolmogorov(problem).expected_loss`. Evaluations are counted.
+    weights, such as `BackwardKolmogorov(problem).expected_loss`. second: makes J's `SecondDerivative` at the
+    present weights, such as `equation.curvature`; only methods of second order ask for it. Evaluations of
+    value or gradient, second derivatives made, and products with them are counted.
     """
 
     def __init__(
@@ -26,10 +36,12 @@ class Objective:
         network: LayeredNetwork,
         estimator: Callable[[], Tensor],
         penalties: Sequence[Penalty] = (),
+        second: Callable[[], SecondDerivative] | None = None,
     ) -> None:
         self.network, self.estimator, self.penalties = network, estimator, tuple(penalties)
+        self._second = second
         self._parameters = list(network.parameters())
-        self.evaluations = 0
+        self.evaluations, self.curvatures, self.products = 0, 0, 0
 
     @property
     def theta(self) -> np.ndarray:
@@ -60,6 +72,37 @@ class Objective:
         gradient = torch.cat([g.reshape(-1) for g in gradients]).numpy()
         _finite(float(np.abs(gradient).max()))
         return _finite(float(total.detach())), gradient
+
+    def hessian(self, theta: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """v -> H v, H the Hessian of J + penalties at theta.
+
+        Raises InputError where the estimator has no second derivative, InfeasibleError like `value`.
+        """
+        if self._second is None:
+            raise InputError("objective: methods of second order need `second`, such as equation.curvature")
+        self.theta = theta
+        self.curvatures += 1
+        curvature = self._second()
+        zero = torch.zeros((), dtype=torch.float64)
+        penalty = sum((penalty(self.network) for penalty in self.penalties), zero)
+        slope: Tensor | None = None
+        if penalty.requires_grad:
+            parts = torch.autograd.grad(penalty, self._parameters, create_graph=True, materialize_grads=True)
+            slope = torch.cat([p.reshape(-1) for p in parts])
+
+        def product(v: np.ndarray) -> np.ndarray:
+            self.products += 1
+            found = curvature.product(v)
+            if slope is not None and slope.requires_grad:
+                along = slope @ torch.as_tensor(v, dtype=torch.float64)
+                parts = torch.autograd.grad(
+                    along, self._parameters, retain_graph=True, materialize_grads=True
+                )
+                found = found + torch.cat([p.reshape(-1) for p in parts]).numpy()
+            _finite(float(np.abs(found).max()))
+            return found
+
+        return product
 
     def _total(self) -> Tensor:
         total = self.estimator()

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from kolmo.checkpoint import Checkpoint, State
-from kolmo.control.admissible import Box
+from kolmo.control.admissible import Admissible
 from kolmo.control.auditing import Audit, audit
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
 from kolmo.control.objective import Objective
@@ -93,7 +93,7 @@ def train(
     order: int = 2,
     backend: str = "auto",
     tolerance: float = 1e-5,
-    admissible: Box | None = None,
+    admissible: Admissible | None = None,
     seed: int = 0,
     callback: Callable[[Progress], None] | None = None,
     checkpoint: Checkpoint | None = None,

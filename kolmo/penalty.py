@@ -32,6 +32,11 @@ class WeightDecay(Penalty):
         total = sum((p.square().sum() for p in network.parameters()), torch.zeros((), dtype=torch.float64))
         return self.coefficient * network.step * total
 
+    def by_layer(self, network: LayeredNetwork) -> Tensor:
+        """Every layer's part (L,), of parameters with the layers on their first axis."""
+        parts = [p.square().reshape(network.depth, -1).sum(dim=1) for p in network.parameters()]
+        return self.coefficient * network.step * torch.stack(parts).sum(dim=0)
+
 
 class StepPenalty(Penalty):
     """weight * sum_k max(0, h |V_k W_k|_F - threshold)^2: keeps the modified equation valid.
@@ -44,4 +49,27 @@ class StepPenalty(Penalty):
         self.weight, self.threshold = weight, threshold
 
     def __call__(self, network: LayeredNetwork) -> Tensor:
-        return self.weight * (network.step_size() - self.threshold).clamp(min=0).square().sum()
+        return self.by_layer(network).sum()
+
+    def by_layer(self, network: LayeredNetwork) -> Tensor:
+        """Every layer's part (L,)."""
+        return self.weight * (network.step_size() - self.threshold).clamp(min=0).square()
+
+
+class DepthSmoothness(Penalty):
+    r"""coefficient * sum_k |theta_{k+1} - theta_k|^2 / h: the squared H1(0, T) seminorm of the control.
+
+    With it and weight decay controls are bounded in H1(0, T): minimising sequences converge, and the
+    continuous problem has a solution.
+    Parameters have the layers on their first axis. coefficient: a finite number >= 0, else InputError.
+    """
+
+    def __init__(self, coefficient: float) -> None:
+        if not (isinstance(coefficient, (int, float)) and 0 <= coefficient < math.inf):
+            raise InputError(f"penalty.depth_smoothness: {coefficient!r} is not a finite number >= 0")
+        self.coefficient = float(coefficient)
+
+    def __call__(self, network: LayeredNetwork) -> Tensor:
+        zero = torch.zeros((), dtype=torch.float64)
+        total = sum(((p[1:] - p[:-1]).square().sum() for p in network.parameters()), zero)
+        return self.coefficient / network.step * total

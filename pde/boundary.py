@@ -49,6 +49,16 @@ class Taper:
         found = _Tapered.apply(drift.transpose(1, 2), diffusion.flatten(2).transpose(1, 2), self.fixed)
         return Coefficients(found[0].transpose(1, 2), found[1].transpose(1, 2).reshape(diffusion.shape))
 
+    def by_torch(self, coefficients: Coefficients) -> Coefficients:
+        """The same by torch's own operations: differentiable as often as the coefficients are."""
+        points, chi, damping = (torch.from_numpy(rows.T) for rows in self.fixed)
+        b, a = coefficients.drift, coefficients.diffusion
+        drift = torch.where(b * points > 0, chi * b, b)
+        damped = damping * drift.abs()
+        if a.ndim == 3:
+            return Coefficients(drift, chi * chi * a + damped)
+        return Coefficients(drift, chi[:, :, None] * chi[:, None, :] * a + torch.diag_embed(damped))
+
 
 class _Tapered(torch.autograd.Function):
     """Rows (L, d, Q) and (L, d, Q) or (L, d d, Q), tapered."""

@@ -25,6 +25,7 @@ from kolmo.pde import march
 from kolmo.pde.backend import make_space
 from kolmo.pde.checkpointed import Checkpointed, Plan, all_records, all_states, plan, record_size
 from kolmo.pde.coefficients import NodalCoefficients
+from kolmo.pde.curvature import Curvature
 from kolmo.pde.domain import choose_half_width
 from kolmo.pde.guards import At, check_layer, check_roughness
 from kolmo.pde.march import March, Trajectory
@@ -145,6 +146,10 @@ class BackwardKolmogorov:
             return _CompiledLoss.apply(network.W, network.b, network.V, self, layers, network.step)
         coefficients = self.coefficients(network)
         return _ExpectedLoss.apply(coefficients.drift, coefficients.diffusion, self, network.step)
+
+    def curvature(self, network: LayeredNetwork | None = None) -> Curvature:
+        """The Hessian of J at the network's weights, as products with vectors; see `Curvature`."""
+        return Curvature(self, network)
 
     def steps(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> Sequence[Steps]:
         """The substeps of every layer for nodal coefficients (L, Q, d) and (L, Q, d[, d]).

@@ -104,7 +104,7 @@ class ExplicitSteps(Steps):
             result = first + self._space.mass_defect(result)
         return result
 
-    def _stages(self, u: np.ndarray) -> list[np.ndarray]:
+    def stages(self, u: np.ndarray) -> list[np.ndarray]:
         """w_4 = u, w_{j-1} = u + dt/j M_k^-1 K w_j; the new state is w_0."""
         stages = [u]
         for j in (4, 3, 2, 1):
@@ -112,7 +112,7 @@ class ExplicitSteps(Steps):
         return stages
 
     def backward(self, u: np.ndarray) -> np.ndarray:
-        return self._stages(u)[-1]
+        return self.stages(u)[-1]
 
     def derivative(self, u: np.ndarray) -> np.ndarray:
         return self._solve_mass(self._generator.apply(u))
@@ -130,14 +130,40 @@ class ExplicitSteps(Steps):
         return result
 
     def adjoint(self, rho: np.ndarray, record: Any) -> tuple[np.ndarray, np.ndarray]:
-        states = self._stages(record)[3::-1]  # w_1, w_2, w_3, w_4
+        result, weights = self.dual_stages(rho)
+        return result, self.cotangent(weights, self.stages(record))
+
+    def dual_stages(self, rho: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """`forward(rho)`, and p_1, ..., p_4: y_0 = rho, p_j = dt/j M_k^-1 y_{j-1}, y_j = K^T p_j."""
         result, stage, weights = rho, rho, []
         for j in (1, 2, 3, 4):
             weights.append(self._solve_mass(stage) * (self._dt / j))
             stage = self._generator.transpose(weights[-1])
             result = result + stage
-        cotangent = self._generator.sensitivity(np.hstack(weights), np.hstack(states))
-        return result, cotangent
+        return result, weights
+
+    def cotangent(self, weights: list[np.ndarray], stages: list[np.ndarray]) -> np.ndarray:
+        """sum_j p_j w_j^T on K's entries, for weights p_1, ..., p_4 and stages w_4, ..., w_0."""
+        return self._generator.sensitivity(np.hstack(weights), np.hstack(stages[3::-1]))
+
+    def stages_tangent(self, stages: list[np.ndarray], du: np.ndarray, dK: Generator) -> list[np.ndarray]:
+        """Derivatives of the stages w_4, ..., w_0 where u changes by du and K by dK."""
+        found = [du]
+        for j, w in zip((4, 3, 2, 1), stages, strict=False):
+            change = self._generator.apply(found[-1]) + dK.apply(w)
+            found.append(du + self._solve_mass(change) * (self._dt / j))
+        return found
+
+    def dual_stages_tangent(
+        self, weights: list[np.ndarray], drho: np.ndarray, dK: Generator
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Derivatives of what `dual_stages` gives, where rho changes by drho and K by dK."""
+        result, stage, found = drho, drho, []
+        for j, p in zip((1, 2, 3, 4), weights, strict=True):
+            found.append(self._solve_mass(stage) * (self._dt / j))
+            stage = self._generator.transpose(found[-1]) + dK.transpose(p)
+            result = result + stage
+        return result, found
 
 
 #: condition number of an implicit step's matrix, scaled by the lumped mass, beyond which it is refused

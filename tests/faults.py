@@ -66,7 +66,7 @@ def taylor_coefficient(patch: Patch) -> None:
         return found
 
     _uncompiled(patch)
-    patch.setattr(propagator.ExplicitSteps, "_stages", stages)
+    patch.setattr(propagator.ExplicitSteps, "stages", stages)
 
 
 def tr_bdf2(patch: Patch) -> None:
