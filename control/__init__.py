@@ -8,6 +8,7 @@ from kolmo.control.hamiltonian import Optimality, hamiltonian, leading, optimali
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
 from kolmo.control.newton import NewtonStep, newton
 from kolmo.control.objective import Objective
+from kolmo.control.successive import Sweep, successive_approximations
 from kolmo.control.training import Training, train
 from kolmo.control.verification import TaylorRates, taylor_test
 
@@ -21,6 +22,7 @@ __all__ = [
     "Objective",
     "Optimality",
     "Result",
+    "Sweep",
     "TaylorRates",
     "Training",
     "audit",
@@ -29,6 +31,7 @@ __all__ = [
     "leading",
     "newton",
     "optimality",
+    "successive_approximations",
     "taylor_test",
     "train",
 ]

@@ -16,7 +16,6 @@ from kolmo.control import Balls, Box, Objective, lbfgs, leading, newton, optimal
 from kolmo.control.hamiltonian import shares
 from kolmo.errors import InputError, NonFiniteError
 from kolmo.loss import LeastSquares
-from kolmo.network import LayeredNetwork
 from kolmo.pde import BackwardKolmogorov, Explicit, Implicit
 from kolmo.penalty import DepthSmoothness, StepPenalty, WeightDecay
 
@@ -221,35 +220,6 @@ def test_the_hamiltonians_gradient_is_the_objectives() -> None:
         objective.theta = theta
         slope = (ends[0] - ends[1]) / 2e-5
         assert slope == pytest.approx(gradient @ flat / h, rel=1e-8, abs=1e-8 * np.linalg.norm(gradient) / h)
-
-
-class Affine(LayeredNetwork):
-    """f = a x + theta_k in one dimension: linear-quadratic control."""
-
-    def __init__(self, depth: int, a: float = 0.7) -> None:
-        super().__init__(1, depth)
-        self.a = a
-        self.theta = torch.nn.Parameter(torch.zeros(depth, 1, dtype=torch.float64))
-
-    def block(self, layer: int, x: torch.Tensor) -> torch.Tensor:
-        return self.a * x + self.theta[layer]
-
-
-def test_the_hamiltonian_is_constant_along_an_optimum() -> None:
-    """To first order in h, in linear-quadratic control; the optimum is found in one or two Newton steps."""
-    both = torch.tensor([[-0.3], [0.2]], dtype=torch.float64)
-    data = kolmo.data.Dataset(both, torch.tensor([1, 0]))
-    spread = []
-    for depth in (10, 20, 40):
-        network = Affine(depth)
-        given_problem = kolmo.Problem(data, network, kolmo.noise.GaussianInjection(0.1), LeastSquares())
-        equation = BackwardKolmogorov(given_problem, cells=120, half_width=3.0, limit=False)
-        objective = objective_of(equation, (WeightDecay(0.3),))
-        found = newton(objective, objective.theta, tolerance=1e-7, radius=10.0)
-        assert found.residual < 1e-6 and found.iterations <= 2
-        at = optimality(equation, (WeightDecay(0.3),))
-        spread.append(np.ptp(at.hamiltonian) / np.abs(at.hamiltonian).mean())
-    assert spread[-1] < 1e-3 and np.polyfit(np.log([10, 20, 40]), np.log(spread), 1)[0] < -0.7, spread
 
 
 def test_verdicts_and_refusals() -> None:

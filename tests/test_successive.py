@@ -1,0 +1,173 @@
+"""Linear-quadratic control: every method against the optimum in closed form; successive approximations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import NOISES, problem
+
+import kolmo
+from kolmo.control import Balls, Box, Objective, lbfgs, newton, optimality, successive_approximations
+from kolmo.control.admissible import layer_of_weights
+from kolmo.control.successive import Sweep, _Layer
+from kolmo.errors import InputError
+from kolmo.loss import LeastSquares
+from kolmo.network import LayeredNetwork
+from kolmo.pde import BackwardKolmogorov, Explicit
+from kolmo.penalty import DepthSmoothness, StepPenalty, WeightDecay
+
+DECAY = 0.3
+POINTS = ((-0.3, 1), (0.2, 0), (0.4, 1))
+
+
+class Affine(LayeredNetwork):
+    """f = a x + theta_k in one dimension."""
+
+    def __init__(self, depth: int, a: float = 0.7) -> None:
+        super().__init__(1, depth)
+        self.a = a
+        self.theta = torch.nn.Parameter(torch.zeros(depth, 1, dtype=torch.float64))
+
+    def block(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        return self.a * x + self.theta[layer]
+
+
+def controlled(depth: int, order: int = 2, substeps: int = 2) -> tuple[BackwardKolmogorov, Objective]:
+    """min E 1/2 |X_L - y|^2 + decay h sum theta_k^2."""
+    x = torch.tensor([[p] for p, _ in POINTS], dtype=torch.float64)
+    data = kolmo.data.Dataset(x, torch.tensor([y for _, y in POINTS]))
+    given = kolmo.Problem(data, Affine(depth), kolmo.noise.GaussianInjection(0.1), LeastSquares())
+    fixed = Explicit(substeps=substeps)
+    equation = BackwardKolmogorov(
+        given, cells=100, half_width=3.0, order=order, limit=False, propagator=fixed
+    )
+    penalties = (WeightDecay(DECAY),)
+    return equation, Objective(given.network, equation.expected_loss, penalties, equation.curvature)
+
+
+def optimum(depth: int, order: int = 2, substeps: int = 2, a: float = 0.7) -> np.ndarray:
+    """The controls that minimise it: the means are affine in them, and moved by Taylor-4 steps."""
+    h = 1 / depth
+    factor = 1 - 0.5 * h * a if order == 2 else 1.0
+    dt = h / substeps
+    step = np.array([[a * factor * dt, factor * dt], [0, 0]])
+    one = sum(np.linalg.matrix_power(step, j) / math.factorial(j) for j in range(5))
+    layer = np.linalg.matrix_power(one, substeps)
+    growth, push = layer[0]
+    influence = push * growth ** np.arange(depth - 1, -1, -1)  # of theta_k on the last mean
+    misses = np.array([growth**depth * p - (2 * y - 1) for p, y in POINTS])
+    matrix = np.outer(influence, influence) + 2 * DECAY * h * np.eye(depth)
+    return np.linalg.solve(matrix, -influence * misses.mean())
+
+
+def continuous(depth: int, a: float = 0.7) -> np.ndarray:
+    """The continuous problem's optimal control at the middle of each layer (Riccati: costate p' = -a p)."""
+    weight = (math.exp(2 * a) - 1) / (2 * a)  # int e^{2a(1-t)} dt
+    miss = np.mean([math.exp(a) * p - (2 * y - 1) for p, y in POINTS])
+    last = miss / (1 + weight / (2 * DECAY))
+    return -last / (2 * DECAY) * np.exp(a * (1 - (np.arange(depth) + 0.5) / depth))
+
+
+# ------------------------------------------------------------------ linear-quadratic control
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("method", ["newton", "lbfgs", "successive"])
+def test_every_method_reaches_the_discrete_optimum(method: str, order: int) -> None:
+    """To 1e-6, relative."""
+    depth = 3 if method == "successive" else 8
+    equation, objective = controlled(depth, order, substeps=32 // depth)
+    if method == "newton":
+        found = newton(objective, objective.theta, tolerance=1e-10, radius=10.0)
+        assert found.iterations <= 2
+    elif method == "lbfgs":
+        found = lbfgs(objective, objective.theta, tolerance=1e-9)
+    else:
+        penalties = (WeightDecay(DECAY),)
+        found = successive_approximations(equation, penalties, tolerance=1e-8, iterations=200)
+    exact = optimum(depth, order, substeps=32 // depth)
+    assert np.linalg.norm(found.theta - exact) < 1e-6 * np.linalg.norm(exact)
+
+
+def test_the_discrete_optimum_tends_to_riccatis() -> None:
+    """Of first order in h: the modified equation is the chain's, whose steps are Euler's."""
+    errors = [np.abs(optimum(n) - continuous(n)).max() for n in (10, 20, 40)]
+    assert np.polyfit(np.log([10, 20, 40]), np.log(errors), 1)[0] < -0.9
+
+
+def test_the_hamiltonian_is_constant_along_an_optimum() -> None:
+    """To first order in h."""
+    spread = []
+    for depth in (10, 20, 40):
+        equation, objective = controlled(depth, substeps=80 // depth)
+        found = newton(objective, objective.theta, tolerance=1e-7, radius=10.0)
+        assert found.residual < 1e-6 and found.iterations <= 2
+        at = optimality(equation, (WeightDecay(DECAY),))
+        spread.append(np.ptp(at.hamiltonian) / np.abs(at.hamiltonian).mean())
+    assert spread[-1] < 2e-3 and np.polyfit(np.log([10, 20, 40]), np.log(spread), 1)[0] < -0.9, spread
+
+
+# ------------------------------------------------------------------ successive approximations
+
+
+def smooth(depth: int, **keys: Any) -> BackwardKolmogorov:
+    keys = {"limit": False, "propagator": Explicit(substeps=4), "cells": 14, "half_width": 3.5} | keys
+    network = kolmo.ResidualNetwork(2, 4, depth)
+    return BackwardKolmogorov(kolmo.Problem(kolmo.data.moons(40), network, NOISES["dropout"]), **keys)
+
+
+@pytest.mark.parametrize("gamma", [1e-6, 0.5])
+def test_a_layers_gradient(gamma: float) -> None:
+    """At the present weights it is the objective's; elsewhere that of the augmented Hamiltonian."""
+    equation, penalties = smooth(3), (WeightDecay(1e-2), StepPenalty())
+    objective = Objective(equation.problem.network, equation.expected_loss, penalties)
+    theta = objective.theta
+    gradient, solved = objective.value_and_gradient(theta)[1], equation.solve()
+    rng, layers = np.random.default_rng(0), layer_of_weights(equation.problem.network)
+    for k in range(3):
+        part = layers == k
+        own = _Layer(equation, penalties, k, part, theta, solved.value[k + 1], solved.density[k], gamma)
+        np.testing.assert_allclose(own.value_and_gradient(theta[part])[1], gradient[part], atol=1e-14)
+        there, v = theta[part] + 0.1 * rng.standard_normal(part.sum()), rng.standard_normal(part.sum())
+        ends = [own.value_and_gradient(there + e * v)[0] for e in (1e-5, -1e-5)]
+        slope = own.value_and_gradient(there)[1] @ v
+        assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
+        objective.theta = theta
+
+
+def test_sweeps_descend() -> None:
+    """Every accepted sweep lowers the objective, whatever gamma is at first; the end is nearly stationary."""
+    for gamma in (1e-8, 10.0):
+        equation, penalties = smooth(3), (WeightDecay(1e-2), StepPenalty())
+        objective = Objective(equation.problem.network, equation.expected_loss, penalties)
+        values = [objective.value(objective.theta)]
+
+        def note(sweep: Sweep, values: list[float] = values) -> None:
+            values.append(sweep.value)
+
+        found = successive_approximations(equation, penalties, iterations=25, gamma=gamma, callback=note)
+        assert (np.diff(values) < 0).all() and found.residual < 0.1
+        assert found.value == values[-1] == objective.value(found.theta)
+
+
+def test_the_hard_case_is_survived() -> None:
+    """No penalty, a box of large weights, no augmentation to speak of: never above the start."""
+    given = problem(2, NOISES["dropout"], depth=3)
+    equation = BackwardKolmogorov(given, cells=12, half_width=3.0)
+    start = float(equation.expected_loss().detach())
+    found = successive_approximations(equation, (), Box(20.0), iterations=3, gamma=1e-12)
+    assert np.isfinite(found.theta).all() and found.value <= start
+
+
+def test_bad_options() -> None:
+    equation = smooth(2)
+    with pytest.raises(InputError, match="gamma: 0 is not positive"):
+        successive_approximations(equation, gamma=0)
+    with pytest.raises(InputError, match="DepthSmoothness: it has no `by_layer`"):
+        successive_approximations(equation, (DepthSmoothness(1.0),))
+    with pytest.raises(InputError, match="admissible: Balls"):
+        successive_approximations(equation, (), Balls(equation.problem.network, 1.0))  # type: ignore[arg-type]
