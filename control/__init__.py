@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kolmo.control.admissible import Admissible, Balls, Box
 from kolmo.control.auditing import Audit, audit
+from kolmo.control.bilevel import Hypergradient, hypergradient
 from kolmo.control.hamiltonian import Optimality, hamiltonian, leading, optimality
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
 from kolmo.control.newton import NewtonStep, newton
@@ -17,6 +18,7 @@ __all__ = [
     "Audit",
     "Balls",
     "Box",
+    "Hypergradient",
     "Iterate",
     "NewtonStep",
     "Objective",
@@ -27,6 +29,7 @@ __all__ = [
     "Training",
     "audit",
     "hamiltonian",
+    "hypergradient",
     "lbfgs",
     "leading",
     "newton",

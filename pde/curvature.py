@@ -15,6 +15,7 @@ but for single points. Source: Wang, Navon, Le Dimet, Zou, Meteorol. Atmos. Phys
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,19 +48,25 @@ class Curvature:
     """The Hessian of J at a network's present weights, as products with vectors.
 
     network: of the equation's dimension, by default the problem's. Vectors have its weights in the order of
-    `torch.nn.utils.parameters_to_vector`.
+    `torch.nn.utils.parameters_to_vector`, and behind them `more` tensors that J depends on and that require
+    gradients, such as the strengths of a `Controlled` noise.
 
     value: J; gradient: dJ/dtheta; products: how many were computed.
     Raises InputError where the propagator is not explicit or there are several processes, and InfeasibleError
     where the equation refuses the weights.
     """
 
-    def __init__(self, equation: BackwardKolmogorov, network: LayeredNetwork | None = None) -> None:
+    def __init__(
+        self,
+        equation: BackwardKolmogorov,
+        network: LayeredNetwork | None = None,
+        more: Sequence[Tensor] = (),
+    ) -> None:
         if equation.space.processes > 1:
             raise InputError("curvature: second derivatives are for one process")
         self._equation = equation
         network = equation.problem.network if network is None else network
-        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._parameters = [*(p for p in network.parameters() if p.requires_grad), *more]
         points, which = equation.nodal.points, (equation.order, slice(None), equation.correction)
         free = modified_equation(network, equation.problem.noise, points, *which)
         tapered = equation.taper.by_torch(free)

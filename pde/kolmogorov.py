@@ -147,9 +147,9 @@ class BackwardKolmogorov:
         coefficients = self.coefficients(network)
         return _ExpectedLoss.apply(coefficients.drift, coefficients.diffusion, self, network.step)
 
-    def curvature(self, network: LayeredNetwork | None = None) -> Curvature:
+    def curvature(self, network: LayeredNetwork | None = None, more: Sequence[Tensor] = ()) -> Curvature:
         """The Hessian of J at the network's weights, as products with vectors; see `Curvature`."""
-        return Curvature(self, network)
+        return Curvature(self, network, more)
 
     def steps(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> Sequence[Steps]:
         """The substeps of every layer for nodal coefficients (L, Q, d) and (L, Q, d[, d]).

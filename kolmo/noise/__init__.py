@@ -9,6 +9,7 @@ from typing import Any
 from kolmo.errors import InputError
 from kolmo.noise.base import LinearNoise, Noise, Outcomes
 from kolmo.noise.composition import Composition
+from kolmo.noise.controlled import Controlled
 from kolmo.noise.depth import StochasticDepth
 from kolmo.noise.hidden import DropConnect, HiddenDropout, ShakeShake
 from kolmo.noise.output import BernoulliDropout, GaussianDropout, GaussianInjection, NoNoise, UniformNoise
@@ -18,6 +19,7 @@ __all__ = [
     "KINDS",
     "BernoulliDropout",
     "Composition",
+    "Controlled",
     "DropConnect",
     "GaussianDropout",
     "GaussianInjection",

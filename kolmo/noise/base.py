@@ -101,6 +101,16 @@ class LinearNoise(Noise):
     """
 
     diffusive = False
+    #: the argument that says how strong the noise is in each layer; None where there is none
+    strength: str | None = None
+
+    def variance_at(self, strengths: Tensor) -> Tensor:
+        """E e^2 of units of these strengths, differentiable; shapes alike. For noises with a `strength`."""
+        raise InputError(f"noise {self.kind!r}: it has no strength that could be a control")
+
+    def mean_at(self, strengths: Tensor) -> Tensor | None:
+        """What the block is multiplied by in the mean, None for 1."""
+        return None
 
     @abstractmethod
     def law(self, layer: int, depth: int) -> Law:

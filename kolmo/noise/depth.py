@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kolmo.errors import InputError
 from kolmo.network import Jet, ScaledJet
@@ -42,6 +43,14 @@ class StochasticDepth(Masked):
             return jet
         kept = [self.keep.at(k, jet.depth) for k in jet.layers]
         return ScaledJet(jet, torch.tensor(kept, dtype=torch.float64).to(jet.value))
+
+    def variance_at(self, strengths: Tensor) -> Tensor:
+        if self.scaling == "inverted":
+            return super().variance_at(strengths)
+        return strengths * (1 - strengths)
+
+    def mean_at(self, strengths: Tensor) -> Tensor | None:
+        return None if self.scaling == "inverted" else strengths
 
     def law(self, layer: int, depth: int) -> Law:
         if self.scaling == "inverted":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from kolmo.noise.base import LinearNoise
 from kolmo.noise.law import Law, TwoPoint
 from kolmo.noise.schedule import probability
@@ -15,9 +17,14 @@ class Masked(LinearNoise):
     def __init__(self, keep: Any) -> None:
         self.keep = probability(keep)
 
+    strength = "keep"
+
     def law(self, layer: int, depth: int) -> Law:
         p = self.keep.at(layer, depth)
         return TwoPoint(p, 1 / p)
+
+    def variance_at(self, strengths: Tensor) -> Tensor:
+        return (1 - strengths) / strengths
 
     def settings(self) -> dict[str, Any]:
         return {"keep": self.keep.settings}

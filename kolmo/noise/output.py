@@ -55,6 +55,11 @@ class GaussianDropout(LinearNoise):
     def __init__(self, std: Any) -> None:
         self.std = strength(std, "noise.std")
 
+    strength = "std"
+
+    def variance_at(self, strengths: Tensor) -> Tensor:
+        return strengths.square()
+
     def law(self, layer: int, depth: int) -> Law:
         return Normal(self.std.at(layer, depth))
 
@@ -76,6 +81,11 @@ class UniformNoise(LinearNoise):
 
     def __init__(self, half_width: Any) -> None:
         self.half_width = strength(half_width, "noise.half_width")
+
+    strength = "half_width"
+
+    def variance_at(self, strengths: Tensor) -> Tensor:
+        return strengths.square() / 3
 
     def law(self, layer: int, depth: int) -> Law:
         return Uniform(self.half_width.at(layer, depth))
@@ -99,6 +109,11 @@ class GaussianInjection(LinearNoise):
 
     def __init__(self, std: Any) -> None:
         self.std = strength(std, "noise.std")
+
+    strength = "std"
+
+    def variance_at(self, strengths: Tensor) -> Tensor:
+        return strengths.square()
 
     def law(self, layer: int, depth: int) -> Law:
         return Normal(self.std.at(layer, depth))
