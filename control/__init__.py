@@ -5,6 +5,7 @@ from __future__ import annotations
 from kolmo.control.admissible import Admissible, Balls, Box
 from kolmo.control.auditing import Audit, audit
 from kolmo.control.bilevel import Hypergradient, hypergradient
+from kolmo.control.continuation import continuation
 from kolmo.control.hamiltonian import Optimality, hamiltonian, leading, optimality
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
 from kolmo.control.newton import NewtonStep, newton
@@ -28,6 +29,7 @@ __all__ = [
     "TaylorRates",
     "Training",
     "audit",
+    "continuation",
     "hamiltonian",
     "hypergradient",
     "lbfgs",

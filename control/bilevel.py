@@ -83,7 +83,7 @@ def hypergradient(
     operator = spla.LinearOperator((size, size), matvec=lambda v: product(v.reshape(-1)), dtype=np.float64)
     norm = float(np.linalg.norm(right))
     solution, _ = spla.minres(operator, right, rtol=0.1 * tolerance, maxiter=iterations)
-    residual = float(np.linalg.norm(product(solution) - right)) / max(norm, np.finfo(float).tiny)
+    residual = float(np.linalg.norm(product(solution) - right)) / max(norm, float(np.finfo(float).tiny))
     if not residual <= tolerance and norm > 0:
         raise ConditionError(
             f"hypergradient: {iterations} iterations leave {residual:.1g} of the right side, {tolerance:.1g} "

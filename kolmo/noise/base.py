@@ -108,6 +108,12 @@ class LinearNoise(Noise):
         """E e^2 of units of these strengths, differentiable; shapes alike. For noises with a `strength`."""
         raise InputError(f"noise {self.kind!r}: it has no strength that could be a control")
 
+    def strength_of(self, variance: float) -> float:
+        """The inverse of `variance_at`, with the same mean. Raises InputError where there is none."""
+        raise InputError(
+            f"noise {self.kind!r}: no strength of it has variance {variance:.3g} and the same mean"
+        )
+
     def mean_at(self, strengths: Tensor) -> Tensor | None:
         """What the block is multiplied by in the mean, None for 1."""
         return None

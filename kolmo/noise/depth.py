@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kolmo.errors import InputError
 from kolmo.network import Jet, ScaledJet
+from kolmo.noise.base import LinearNoise
 from kolmo.noise.law import Law, TwoPoint
 from kolmo.noise.masks import Masked
 from kolmo.noise.structure import RankOne, Structure
@@ -43,6 +44,11 @@ class StochasticDepth(Masked):
             return jet
         kept = [self.keep.at(k, jet.depth) for k in jet.layers]
         return ScaledJet(jet, torch.tensor(kept, dtype=torch.float64).to(jet.value))
+
+    def strength_of(self, variance: float) -> float:
+        if self.scaling == "inverted":
+            return super().strength_of(variance)
+        return LinearNoise.strength_of(self, variance)  # the mean depends on the strength, too
 
     def variance_at(self, strengths: Tensor) -> Tensor:
         if self.scaling == "inverted":

@@ -23,6 +23,9 @@ class Masked(LinearNoise):
         p = self.keep.at(layer, depth)
         return TwoPoint(p, 1 / p)
 
+    def strength_of(self, variance: float) -> float:
+        return 1 / (1 + variance)
+
     def variance_at(self, strengths: Tensor) -> Tensor:
         return (1 - strengths) / strengths
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,9 @@ class GaussianDropout(LinearNoise):
     def variance_at(self, strengths: Tensor) -> Tensor:
         return strengths.square()
 
+    def strength_of(self, variance: float) -> float:
+        return math.sqrt(variance)
+
     def law(self, layer: int, depth: int) -> Law:
         return Normal(self.std.at(layer, depth))
 
@@ -86,6 +90,9 @@ class UniformNoise(LinearNoise):
 
     def variance_at(self, strengths: Tensor) -> Tensor:
         return strengths.square() / 3
+
+    def strength_of(self, variance: float) -> float:
+        return math.sqrt(3 * variance)
 
     def law(self, layer: int, depth: int) -> Law:
         return Uniform(self.half_width.at(layer, depth))
@@ -114,6 +121,9 @@ class GaussianInjection(LinearNoise):
 
     def variance_at(self, strengths: Tensor) -> Tensor:
         return strengths.square()
+
+    def strength_of(self, variance: float) -> float:
+        return math.sqrt(variance)
 
     def law(self, layer: int, depth: int) -> Law:
         return Normal(self.std.at(layer, depth))
