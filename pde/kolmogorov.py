@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +25,13 @@ from kolmo.pde.backend import make_space
 from kolmo.pde.checkpointed import Checkpointed, Plan, all_records, all_states, plan, record_size
 from kolmo.pde.coefficients import NodalCoefficients
 from kolmo.pde.curvature import Curvature
+from kolmo.pde.differentiable import CompiledLoss, ExpectedLoss
 from kolmo.pde.domain import choose_half_width
 from kolmo.pde.guards import At, check_layer, check_roughness
 from kolmo.pde.march import March, Trajectory
 from kolmo.pde.mesh import DEFAULT_CELLS, check_dim
-from kolmo.pde.nodal import NodalLayers
 from kolmo.pde.propagator import PROPAGATORS, Propagator
+from kolmo.pde.recovery import Recovery
 from kolmo.pde.space import LayerSteps, Space, Steps
 from kolmo.problem import Problem
 from kolmo.profile import section, timed
@@ -143,9 +143,22 @@ class BackwardKolmogorov:
         adjoint = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
         layers = self.nodal.layers(network, adjoint)
         if layers is not None:
-            return _CompiledLoss.apply(network.W, network.b, network.V, self, layers, network.step)
+            return CompiledLoss.apply(network.W, network.b, network.V, self, layers, network.step)
         coefficients = self.coefficients(network)
-        return _ExpectedLoss.apply(coefficients.drift, coefficients.diffusion, self, network.step)
+        return ExpectedLoss.apply(coefficients.drift, coefficients.diffusion, self, network.step)
+
+    def point_gradients(self, network: LayeredNetwork | None = None) -> np.ndarray:
+        """dJ/dx_i = grad u_{y_i}(x_i, 0) / M for every data point, shape (M, d), loss per length.
+
+        What an adversary would follow, and how much each point's place matters. By splines through the nodal
+        values: a uniform mesh and one process, else InputError. Raises InfeasibleError.
+        """
+        data, recovery = self.problem.data, Recovery(self.space)
+        with torch.no_grad():
+            self.expected_loss(network)
+        assert self.last is not None
+        slopes = recovery.slopes(self.last.initial, data.points.numpy())
+        return np.asarray(slopes[np.arange(len(data)), data.labels.numpy()] / len(data))
 
     def curvature(self, network: LayeredNetwork | None = None, more: Sequence[Tensor] = ()) -> Curvature:
         """The Hessian of J at the network's weights, as products with vectors; see `Curvature`."""
@@ -270,73 +283,3 @@ def initial_measure(space: Space, problem: Problem) -> np.ndarray:
     labels = problem.data.labels.numpy()
     one_hot = np.stack([labels == 0, labels == 1], axis=1) / len(labels)
     return np.asarray(weights.T @ one_hot)
-
-
-class _ExpectedLoss(torch.autograd.Function):
-    """(b, a) -> J by the march; backward: the exact discrete adjoint."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, drift: Tensor, diffusion: Tensor, equation: BackwardKolmogorov, step: float
-    ) -> Tensor:
-        at = Coefficients(drift, diffusion).at
-        value, ctx.marched = equation.march_within(at, len(drift), step, any(ctx.needs_input_grad))
-        ctx.equation, ctx.shape = equation, diffusion.shape
-        return drift.new_tensor(value)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        equation: BackwardKolmogorov = ctx.equation
-        layers, nodes, *components = ctx.shape
-        pool = equation.nodal.nodes.pool
-        d_drift = np.moveaxis(pool.take(layers, equation.space.dim, nodes), -1, 1)
-        d_diffusion = np.moveaxis(pool.take(layers, *components, nodes), -1, 1)
-
-        def collect(layer: int, cotangent: np.ndarray) -> None:
-            with section("contraction"):
-                equation.space.pull_into(cotangent, d_drift[layer], d_diffusion[layer])
-
-        _adjoint(ctx.marched, equation, collect, float(scale))
-        return torch.from_numpy(d_drift), torch.from_numpy(d_diffusion), None, None
-
-
-class _CompiledLoss(torch.autograd.Function):
-    """(W, b, V) -> J with compiled coefficients, layer by layer; backward as of `_ExpectedLoss`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        W: Tensor,
-        b: Tensor,
-        V: Tensor,
-        equation: BackwardKolmogorov,
-        layers: NodalLayers,
-        step: float,
-    ) -> Tensor:
-        value, ctx.marched = equation.march_within(layers.at, layers.depth, step, layers.adjoint)
-        ctx.equation, ctx.layers = equation, layers
-        return W.new_tensor(value)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        equation: BackwardKolmogorov = ctx.equation
-        layers: NodalLayers = ctx.layers
-
-        def collect(layer: int, cotangent: np.ndarray) -> None:
-            rows = layers.empty()
-            with section("contraction"):
-                equation.space.pull_into(cotangent, *layers.shaped(rows))
-            layers.pull(layer, rows)
-
-        _adjoint(ctx.marched, equation, collect, float(scale))
-        return *layers.gradient(), None, None, None
-
-
-def _adjoint(marched: March, equation: BackwardKolmogorov, collect: march.EachLayer, scale: float) -> None:
-    if isinstance(marched, Checkpointed):
-        marched.adjoint(equation.initial, collect, scale)
-    else:
-        assert isinstance(marched, Trajectory)
-        march.adjoint(marched, equation.initial, collect, scale)

@@ -73,6 +73,21 @@ class Recovery:
             )
         return np.asarray(value)
 
+    def slopes(self, nodal: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """The spline's gradient at points (P, d) inside the box: shape (P, C, d)."""
+        derivative, found = self._spline.derivative(1), []
+        for direction in range(self.dim):
+            value = self.grid(nodal)
+            for axis in range(self.dim):
+                basis = (derivative if axis == direction else self._spline)(points[:, axis])
+                value = (
+                    np.tensordot(basis, value, axes=(1, 0))
+                    if axis == 0
+                    else np.einsum("pi,pi...->p...", basis, value)
+                )
+            found.append(value)
+        return np.stack(found, axis=-1)
+
     def _nodal(self, grid: np.ndarray) -> np.ndarray:
         return np.asarray(grid.reshape(-1, grid.shape[-1])[self.index])
 

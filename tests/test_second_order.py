@@ -16,7 +16,7 @@ from kolmo.control import Balls, Box, Objective, lbfgs, leading, newton, optimal
 from kolmo.control.hamiltonian import shares
 from kolmo.errors import InputError, NonFiniteError
 from kolmo.loss import LeastSquares
-from kolmo.pde import BackwardKolmogorov, Explicit, Implicit
+from kolmo.pde import BackwardKolmogorov, ExactRecursion, Explicit, Implicit
 from kolmo.penalty import DepthSmoothness, StepPenalty, WeightDecay
 
 PENALTIES = (WeightDecay(1e-2), StepPenalty(), DepthSmoothness(1e-3))
@@ -114,6 +114,35 @@ def test_what_has_no_second_derivative() -> None:
     objective = Objective(equation.problem.network, equation.expected_loss)
     with pytest.raises(InputError, match=r"need `second`, such as equation\.curvature"):
         newton(objective, objective.theta)
+
+
+# ------------------------------------------------------------------ derivatives by the data
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_gradients_by_the_data_points(dim: int) -> None:
+    """Those of the exact recursion's values, by differences; the steepest ascent raises the loss."""
+    given_problem = problem(dim, NOISES["dropout"], depth=10, samples=12)
+    equation = BackwardKolmogorov(given_problem, cells=48 if dim == 2 else 200, half_width=3.0, limit=False)
+    found = equation.point_gradients()
+    data = given_problem.data
+    labels = data.labels.numpy()
+
+    def values(moved: torch.Tensor) -> np.ndarray:
+        other = kolmo.Problem(
+            kolmo.data.Dataset(moved, data.labels),
+            given_problem.network,
+            given_problem.noise,
+            given_problem.loss,
+        )
+        exact = ExactRecursion(other, cells=60, half_width=4.0, limit=False)
+        return exact.values()[np.arange(len(labels)), labels] / len(labels)
+
+    for i in range(dim):
+        step = torch.zeros(dim, dtype=torch.float64)
+        step[i] = 1e-4
+        slope = (values(data.points + step) - values(data.points - step)) / 2e-4
+        assert np.abs(found[:, i] - slope).max() < 0.03 * np.abs(slope).max()
 
 
 # ------------------------------------------------------------------ Newton
