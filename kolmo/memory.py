@@ -99,8 +99,8 @@ def equation(
 
 
 def recursion(dim: int, cells: int, stages: int = 1) -> int:
-    """The exact recursion on a tensor grid that keeps this many layers; its collocation is dense."""
-    return (cells + 3) ** dim * (8 * dim + 32 * (stages + 4)) + 16 * (cells + 3) ** 2
+    """The exact recursion on a tensor grid that keeps this many layers."""
+    return (cells + 3) ** dim * (8 * dim + 32 * 4 + (32 + 8 * dim) * stages)
 
 
 def network(dim: int, width: int, depth: int, copies: int = 2) -> int:

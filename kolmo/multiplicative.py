@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kolmo import modified
 from kolmo.network import Jet, LayeredNetwork
-from kolmo.noise.base import Noise
+from kolmo.noise.base import LinearNoise, Noise
 from kolmo.noise.structure import Diagonal, RankOne
 
 
@@ -61,6 +61,32 @@ def multiplicative(
         return None
     scales[:, 2] = h * _column(root.field, layers) ** 2
     return Multiplicative(scales, isinstance(spread, Diagonal))
+
+
+@dataclass(frozen=True)
+class Multiples:
+    """Mean mean_k f and spread spread_k f of the layers, both (L,); diagonal: a number for each component."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+    diagonal: bool
+
+
+def multiples(noise: LinearNoise, layers: int) -> Multiples | None:
+    """A linear noise's mean and spread as multiples of the block; None where they are not."""
+    jet = _Symbols(layers)
+    try:
+        mean: Any = noise.mean(jet).value
+        spread: Any = noise.spread(jet)
+        if type(spread) not in (Diagonal, RankOne):
+            return None
+        root: Any = spread.entries if isinstance(spread, Diagonal) else spread.v
+        if bool((mean.advection != 0).any()) or bool((root.advection != 0).any()):
+            return None
+        columns = _column(mean.field, layers), _column(root.field, layers)
+    except Exception:  # as above
+        return None
+    return Multiples(*columns, isinstance(spread, Diagonal))
 
 
 class _BeyondError(Exception):

@@ -9,11 +9,16 @@ Practical Guide to Splines, 1978; the limiter: Bermejo, Staniforth, Mon. Weather
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
 
 import numba
 import numpy as np
-import scipy.linalg
+
+from kolmo.pde.recursion_collocation import elimination, solve, solve_transposed
+
+#: a departure point this close to a face, in cells, lies in the cell behind it, whatever its rounding:
+#: limited values differ from cell to cell, and components that a mask drops leave points on faces
+FACE = 1e-9
 
 _jit = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
 
@@ -26,47 +31,28 @@ class TensorSpline:
         self.spacing = 2 * half_width / cells
         axis = np.linspace(-half_width, half_width, cells + 1)
         self.nodes = np.stack(np.meshgrid(*[axis] * dim, indexing="ij"), axis=-1).reshape(-1, dim)
-        self._collocation = _inverse_collocation(cells)
+        self._elimination = elimination(cells)
         self.size = (cells + 3) ** dim
         #: tells the kernels the dimension
         self.grid = np.empty((0,) * dim)
 
     def coefficients(self, values: np.ndarray) -> np.ndarray:
         """Coefficients (size, 2) of the spline with these values (nodes, 2)."""
-        return self._along_axes(values, self._collocation)
+        return self._along_axes(values, solve, self.cells + 1, self.cells + 3)
 
     def coefficients_transposed(self, cotangent: np.ndarray) -> np.ndarray:
         """The transpose of `coefficients`: (size, 2) to (nodes, 2)."""
-        return self._along_axes(cotangent, self._collocation.T)
+        return self._along_axes(cotangent, solve_transposed, self.cells + 3, self.cells + 1)
 
-    def _along_axes(self, values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        rows, columns = matrix.shape
-        result = values.reshape(*[columns] * self.dim, 2)
-        for axis in range(self.dim):
-            before = result.shape[:axis]
-            flat = result.reshape(int(np.prod(before)), columns, -1)
-            result = (matrix @ flat).reshape(*before, rows, *result.shape[axis + 1 :])
-        return np.ascontiguousarray(result.reshape(-1, 2))
-
-
-@lru_cache(maxsize=32)
-def _inverse_collocation(cells: int) -> np.ndarray:
-    """The map from n + 1 values on an axis to n + 3 coefficients, shape (n + 3, n + 1)."""
-    count = cells + 3
-    bands = np.zeros((9, count))  # upper and lower bandwidth 4, scipy's storage
-
-    def put(row: int, first: int, entries: list[float]) -> None:
-        for offset, entry in enumerate(entries):
-            bands[4 + row - first - offset, first + offset] = entry
-
-    jump = [1.0, -4.0, 6.0, -4.0, 1.0]  # third derivative continuous at the second node from the end
-    put(0, 0, jump)
-    put(count - 1, count - 5, jump)
-    for row in range(1, count - 1):
-        put(row, row - 1, [1 / 6, 4 / 6, 1 / 6])
-    right = np.zeros((count, cells + 1))
-    right[np.arange(1, count - 1), np.arange(cells + 1)] = 1.0
-    return np.ascontiguousarray(scipy.linalg.solve_banded((4, 4), bands, right))
+    def _along_axes(
+        self, values: np.ndarray, kernel: Callable[..., None], rows: int, into: int
+    ) -> np.ndarray:
+        # the kernels put the axis they solve along behind the others: after d of them all are in place again
+        for _ in range(self.dim):
+            flat = np.ascontiguousarray(values).reshape(rows, -1)
+            values = np.empty((flat.shape[1] // 2, into, 2))
+            kernel(flat, self._elimination, values)
+        return values.reshape(-1, 2)
 
 
 # Kernels for d = 1, 2, 3: `grid` is an empty array of d axes, which makes d a constant to the compiler.
@@ -78,7 +64,7 @@ def _cell_of(z, lower, spacing, cells):  # type: ignore[no-untyped-def]
     # the cell that holds z (projected onto the box), and the four B-splines there
     upper = lower + spacing * cells
     t = (min(max(z, lower), upper) - lower) / spacing
-    cell = min(int(t), cells - 1)
+    cell = min(int(t + FACE), cells - 1)
     s = t - cell
     r = 1.0 - s
     w1 = (4.0 - 6.0 * s * s + 3.0 * s * s * s) / 6.0

@@ -164,8 +164,8 @@ def off_diagonal(patch: Patch) -> None:
 
 def collocation(patch: Patch) -> None:
     """Spline rows [1 4.1 1]/6."""
-    right = spline._inverse_collocation
-    patch.setattr(spline, "_inverse_collocation", lambda cells: right(cells) * 6 / 6.1)
+    right = spline.TensorSpline.coefficients
+    patch.setattr(spline.TensorSpline, "coefficients", lambda self, u: right(self, u) * (6 / 6.1) ** self.dim)
 
 
 def spline_transpose(patch: Patch) -> None:
