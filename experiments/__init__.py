@@ -5,13 +5,16 @@ from __future__ import annotations
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.four_ways import FourWays
+from kolmo.experiments.linear_quadratic import LinearQuadratic
 from kolmo.experiments.overfitting import Overfitting
 from kolmo.experiments.regularization import Regularization
 from kolmo.experiments.study import Study
 from kolmo.experiments.weak_order import WeakOrder
 
 #: experiments that the command line runs alike; the main job has a command of its own
-STUDIES: dict[str, type[Study]] = {s.name: s for s in (Overfitting, FourWays, WeakOrder, Regularization)}
+STUDIES: dict[str, type[Study]] = {
+    s.name: s for s in (Overfitting, FourWays, WeakOrder, Regularization, LinearQuadratic)
+}
 #: every experiment and what it shows
 EXPERIMENTS = {
     BinaryClassification.name: BinaryClassification.summary,
@@ -24,6 +27,7 @@ __all__ = [
     "BinaryClassification",
     "Claim",
     "FourWays",
+    "LinearQuadratic",
     "Overfitting",
     "Regularization",
     "Study",

@@ -94,13 +94,18 @@ def write_study(study: Study, claims: list[Claim], folder: Path, *, seconds: flo
 
 def study_figures(name: str) -> dict[str, Callable[[Any], Figure | None]]:
     """The figures of an experiment, by file name."""
-    from kolmo import figures_regularization, figures_weak_order
+    from kolmo import figures_linear_quadratic, figures_regularization, figures_weak_order
 
     makers: dict[str, dict[str, Callable[[Any], Figure | None]]] = {
         "weak_order": {"weak_order": figures_weak_order.weak_order},
         "regularization": {
             "penalty": figures_regularization.penalty,
             "optima": figures_regularization.optima,
+        },
+        "linear_quadratic": {
+            "controls": figures_linear_quadratic.controls,
+            "hamiltonians": figures_linear_quadratic.hamiltonians,
+            "gaps": figures_linear_quadratic.gaps,
         },
     }
     return makers.get(name, {})

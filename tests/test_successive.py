@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from problems import NOISES, problem
 
 import kolmo
@@ -15,8 +13,7 @@ from kolmo.control import Balls, Box, Objective, lbfgs, newton, optimality, succ
 from kolmo.control.admissible import layer_of_weights
 from kolmo.control.successive import Sweep, _Layer
 from kolmo.errors import InputError
-from kolmo.loss import LeastSquares
-from kolmo.network import LayeredNetwork
+from kolmo.experiments.affine import AffineSystem
 from kolmo.pde import BackwardKolmogorov, Explicit
 from kolmo.penalty import DepthSmoothness, StepPenalty, WeightDecay
 
@@ -24,52 +21,20 @@ DECAY = 0.3
 POINTS = ((-0.3, 1), (0.2, 0), (0.4, 1))
 
 
-class Affine(LayeredNetwork):
-    """f = a x + theta_k in one dimension."""
-
-    def __init__(self, depth: int, a: float = 0.7) -> None:
-        super().__init__(1, depth)
-        self.a = a
-        self.theta = torch.nn.Parameter(torch.zeros(depth, 1, dtype=torch.float64))
-
-    def block(self, layer: int, x: torch.Tensor) -> torch.Tensor:
-        return self.a * x + self.theta[layer]
+def system() -> AffineSystem:
+    """min E 1/2 |X_L - y|^2 + decay h sum theta_k^2, one feature."""
+    points, labels = np.array([[p] for p, _ in POINTS]), np.array([y for _, y in POINTS])
+    return AffineSystem(np.array([[0.7]]), np.array([[1.0]]), points, labels, DECAY)
 
 
 def controlled(depth: int, order: int = 2, substeps: int = 2) -> tuple[BackwardKolmogorov, Objective]:
-    """min E 1/2 |X_L - y|^2 + decay h sum theta_k^2."""
-    x = torch.tensor([[p] for p, _ in POINTS], dtype=torch.float64)
-    data = kolmo.data.Dataset(x, torch.tensor([y for _, y in POINTS]))
-    given = kolmo.Problem(data, Affine(depth), kolmo.noise.GaussianInjection(0.1), LeastSquares())
-    fixed = Explicit(substeps=substeps)
+    """Its modified equation and objective."""
+    given, fixed = system().problem(depth), Explicit(substeps=substeps)
     equation = BackwardKolmogorov(
         given, cells=100, half_width=3.0, order=order, limit=False, propagator=fixed
     )
     penalties = (WeightDecay(DECAY),)
     return equation, Objective(given.network, equation.expected_loss, penalties, equation.curvature)
-
-
-def optimum(depth: int, order: int = 2, substeps: int = 2, a: float = 0.7) -> np.ndarray:
-    """The controls that minimise it: the means are affine in them, and moved by Taylor-4 steps."""
-    h = 1 / depth
-    factor = 1 - 0.5 * h * a if order == 2 else 1.0
-    dt = h / substeps
-    step = np.array([[a * factor * dt, factor * dt], [0, 0]])
-    one = sum(np.linalg.matrix_power(step, j) / math.factorial(j) for j in range(5))
-    layer = np.linalg.matrix_power(one, substeps)
-    growth, push = layer[0]
-    influence = push * growth ** np.arange(depth - 1, -1, -1)  # of theta_k on the last mean
-    misses = np.array([growth**depth * p - (2 * y - 1) for p, y in POINTS])
-    matrix = np.outer(influence, influence) + 2 * DECAY * h * np.eye(depth)
-    return np.linalg.solve(matrix, -influence * misses.mean())
-
-
-def continuous(depth: int, a: float = 0.7) -> np.ndarray:
-    """The continuous problem's optimal control at the middle of each layer (Riccati: costate p' = -a p)."""
-    weight = (math.exp(2 * a) - 1) / (2 * a)  # int e^{2a(1-t)} dt
-    miss = np.mean([math.exp(a) * p - (2 * y - 1) for p, y in POINTS])
-    last = miss / (1 + weight / (2 * DECAY))
-    return -last / (2 * DECAY) * np.exp(a * (1 - (np.arange(depth) + 0.5) / depth))
 
 
 # ------------------------------------------------------------------ linear-quadratic control
@@ -89,13 +54,14 @@ def test_every_method_reaches_the_discrete_optimum(method: str, order: int) -> N
     else:
         penalties = (WeightDecay(DECAY),)
         found = successive_approximations(equation, penalties, tolerance=1e-8, iterations=200)
-    exact = optimum(depth, order, substeps=32 // depth)
+    exact = system().modified(depth, order).minimiser
     assert np.linalg.norm(found.theta - exact) < 1e-6 * np.linalg.norm(exact)
 
 
 def test_the_discrete_optimum_tends_to_riccatis() -> None:
     """Of first order in h: the modified equation is the chain's, whose steps are Euler's."""
-    errors = [np.abs(optimum(n) - continuous(n)).max() for n in (10, 20, 40)]
+    given = system()
+    errors = [np.abs(given.modified(n, 2).minimiser - given.midpoints(n)).max() for n in (10, 20, 40)]
     assert np.polyfit(np.log([10, 20, 40]), np.log(errors), 1)[0] < -0.9
 
 
