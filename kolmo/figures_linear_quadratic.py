@@ -79,7 +79,8 @@ def gaps(study: LinearQuadratic) -> Figure | None:
         for index, (method, found) in enumerate(study.descents[case.name].items()):
             colour, marker = _LOOKS[index]
             # some coincide: the first ones are larger, hollow, and show around the others
-            size, hollow = 9 - index, {"markerfacecolor": "none", "markeredgewidth": 1.3}
+            size = 9 - index
+            hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3}
             few = len(found.gaps) < 40
             look: dict[str, Any] = {"color": colour, "marker": marker if few else None, "markersize": size}
             # a solve later than it is, or zero solves would have no place on a logarithmic axis
@@ -99,7 +100,7 @@ def _panels(cases: list[Case]) -> tuple[Figure, list[Axes]]:
 
 def _legend(figure: Figure, panels: list[Axes]) -> None:
     """One legend below all panels, each name once."""
-    named = {}
+    named: dict[str, Any] = {}
     for panel in panels:
         handles, labels = panel.get_legend_handles_labels()
         for handle, label in zip(handles, labels, strict=True):
