@@ -46,14 +46,16 @@ class Objective:
     @property
     def theta(self) -> np.ndarray:
         """The network's weights as one vector, float64."""
-        return torch.nn.utils.parameters_to_vector(self._parameters).detach().numpy().copy()
+        return torch.nn.utils.parameters_to_vector(self._parameters).detach().cpu().numpy().copy()
 
     @theta.setter
     def theta(self, theta: np.ndarray) -> None:
         size = sum(p.numel() for p in self._parameters)
         if np.shape(theta) != (size,):
             raise InputError(f"theta: shape {np.shape(theta)}, the network has {size} weights")
-        torch.nn.utils.vector_to_parameters(torch.as_tensor(theta, dtype=torch.float64), self._parameters)
+        device = self._parameters[0].device
+        flat = torch.as_tensor(theta, dtype=torch.float64, device=device)
+        torch.nn.utils.vector_to_parameters(flat, self._parameters)
 
     def value(self, theta: np.ndarray) -> float:
         """J + penalties at theta. Raises InfeasibleError where the estimator refuses theta."""
@@ -69,7 +71,7 @@ class Objective:
         total = self._total()
         with section("network backward"):  # but for the estimator's own adjoint, a section within
             gradients = torch.autograd.grad(total, self._parameters)
-        gradient = torch.cat([g.reshape(-1) for g in gradients]).numpy()
+        gradient = torch.cat([g.reshape(-1) for g in gradients]).cpu().numpy()
         _finite(float(np.abs(gradient).max()))
         return _finite(float(total.detach())), gradient
 

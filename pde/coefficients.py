@@ -84,7 +84,11 @@ class _Model(nn.Module):
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         network = self.network
         count, width = max(1, len(points)), getattr(network, "width", 16)
-        chunk = max(1, _CACHE_VALUES // (count * (2 * network.dim if network.compiled else width)))
+        device = next((p.device for p in network.parameters()), points.device)
+        # an accelerator takes all layers at once, and has no caches to keep warm
+        cache = _CACHE_VALUES if device.type == "cpu" else _STORED_VALUES
+        chunk = max(1, cache // (count * (2 * network.dim if network.compiled else width)))
+        points = points.to(device)
         recompute = count * width * network.depth > _STORED_VALUES
         parts = []
         for k in range(0, network.depth, chunk):
@@ -98,6 +102,8 @@ class _Model(nn.Module):
     def _range(self, layers: slice, points: Tensor) -> tuple[Tensor, Tensor]:
         of = self._of
         found = modified_equation(self.network, of.noise, points, of.order, layers, of.correction, fixed=True)
+        # the march is the processor's, wherever the network is
+        found = Coefficients(found.drift.cpu(), found.diffusion.cpu())
         if self._tapered:
             found = of.taper(found)
         return found.drift, found.diffusion

@@ -87,6 +87,7 @@ def test_false_alarms_are_rare() -> None:
     assert abs(np.mean(scores)) < 0.4 and 0.85 < np.std(scores) < 1.2
 
 
+@pytest.mark.slow
 def test_one_step_has_no_false_alarms_either() -> None:
     """60 seeds of sampled steps."""
     given = mild(dim=2)

@@ -70,7 +70,7 @@ def check(folder: Path, names: list[str]) -> None:
         assert image[..., :3].std() > 0.05
 
 
-@pytest.mark.parametrize("kind", ["moons", "interval"])
+@pytest.mark.parametrize("kind", ["moons", pytest.param("interval", marks=pytest.mark.slow)])
 def test_every_figure_of_a_tiny_run(kind: str, tmp_path: Path) -> None:
     run = tiny(kind)
     train(run)
@@ -90,6 +90,7 @@ def test_three_features_are_shown_on_a_slice(tmp_path: Path) -> None:
         assert "slice $x_3$ = 0" in figure.get_suptitle()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_gets_fewer_figures(tmp_path: Path) -> None:
     run = tiny("moons")
     assert write_figures(run, tmp_path) == []
@@ -111,6 +112,7 @@ def test_weights_no_mesh_takes_leave_that_figure_out(tmp_path: Path) -> None:
     assert write_figures(run, tmp_path) == ["regions", "training", "weights"]
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     run = tiny("interval")
     run.trained["control"] = Trained(copy.deepcopy(run.problem.network), [(0.1, 100, 0.7), (0.2, 200, 0.6)])

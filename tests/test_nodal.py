@@ -15,6 +15,7 @@ from torch import Tensor
 
 import kolmo
 from kolmo import field, noise
+from kolmo.control import Objective
 from kolmo.modified import modified_equation
 from kolmo.multiplicative import multiplicative
 from kolmo.network import Jet
@@ -205,6 +206,20 @@ def test_a_grid_does_not_hide_what_is_not_finite() -> None:
         layers = equation.nodal.layers(given_problem.network, False)
     assert layers is not None
     assert np.isfinite(layers.at(0)[0]).all() and np.isnan(layers.at(1)[0]).any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["dropout", "hidden", "injection"])
+def test_a_network_on_an_accelerator(name: str) -> None:
+    """Its coefficients are computed there, J and the gradient are the processor's."""
+    given_problem = problem(2, NOISES[name], depth=3)
+    equation = BackwardKolmogorov(given_problem, cells=12, half_width=3.0)
+    objective = Objective(given_problem.network, equation.expected_loss)
+    value, gradient = objective.value_and_gradient(objective.theta)
+    given_problem.network.cuda()
+    again, other = objective.value_and_gradient(objective.theta)
+    assert again == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(other, gradient, rtol=0, atol=1e-11 * np.abs(gradient).max())
 
 
 # ------------------------------------------------------------------ the stencil in the plane

@@ -405,6 +405,7 @@ def one_line(process: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_the_run_goes_on_later(tiny: Undisturbed, tmp_path: Path) -> None:
     """No file may grow beyond 50 kB: parts of the checkpoint fit, the figures do not."""
     folder = tmp_path / "run"
@@ -452,7 +453,9 @@ def vanish_in_writing(folder: Path) -> Path:
     return folder / "regions.png"
 
 
-@pytest.mark.parametrize("moment", [vanish_in_training, vanish_in_writing])
+@pytest.mark.parametrize(
+    "moment", [vanish_in_training, pytest.param(vanish_in_writing, marks=pytest.mark.slow)]
+)
 def test_a_vanished_folder_is_one_error(
     moment: Callable[[Path], Path], tiny: Undisturbed, tmp_path: Path
 ) -> None:

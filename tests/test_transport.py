@@ -168,11 +168,8 @@ def test_half_a_turn_without_the_clip(propagator: Propagator) -> None:
     assert found[-1, 0] < 2e-3 and found[-1, 1] < 3e-3
 
 
-@pytest.mark.parametrize(
-    "propagator",
-    [Explicit(), pytest.param(Implicit(16), marks=pytest.mark.slow)],
-    ids=["explicit", "implicit"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("propagator", [Explicit(), Implicit(16)], ids=["explicit", "implicit"])
 def test_many_turns_without_the_clip(propagator: Propagator) -> None:
     """The data stay in their disc for ever, and so should every value stay in its bounds."""
     found = np.array([turned(6, n, propagator) for n in (36, 54, 72)])
