@@ -60,7 +60,7 @@ def newton(
 
     tolerance: on the Euclidean norm of theta - P(theta - gradient). radius: of the first trust region, in
     units of the weights. inner: conjugate gradient steps of one Newton step, at most.
-    Raises InputError where the objective has no second derivative or the set no components to hold, and
+    Raises InputError where the objective has no second derivative or the radius is not positive, and
     InfeasibleError only where the start itself is refused.
     """
     admissible = Box() if admissible is None else admissible

@@ -114,7 +114,26 @@ def _grid_units(outer, inner, first, lines, units):  # type: ignore[no-untyped-d
 
 
 @kernel
-def _add_units(dims, V, units, size, f):  # type: ignore[no-untyped-def]
+def blocks(dims, W, b, points, line):  # type: ignore[no-untyped-def]
+    """Whether units are products over the grid, points of a block (whole lines then), the factors."""
+    m, count = len(b), points.shape[1]
+    outer, inner = np.empty((m, count // line if line else 1)), np.empty((m, line))
+    separable = line > 0 and _factors(dims, W, b, points, outer, inner)
+    return separable, line * max(1, _BLOCK // line) if separable else _BLOCK, outer, inner
+
+
+@kernel
+def fill_units(dims, W, b, points, start, size, separable, outer, inner, units):  # type: ignore[no-untyped-def]
+    """The hidden units (m, block) of a block of `size` points from `start` on."""
+    if separable:
+        line = np.uint64(inner.shape[1])
+        _grid_units(outer, inner, start // line, size // line, units)
+    else:
+        _units(dims, W, b, points, start, size, units)
+
+
+@kernel
+def add_units(dims, V, units, size, f):  # type: ignore[no-untyped-def]
     for j in range(np.uint64(0), np.uint64(len(V)), np.uint64(4)):
         j1, j2, j3 = j + np.uint64(1), j + np.uint64(2), j + np.uint64(3)
         for q in range(size):
@@ -189,7 +208,7 @@ def _add_gradient(dims, w, v, unit, points, start, f, g, y, d_w, d_v):  # type: 
 
 
 @kernel
-def _rows(source, start, size, rows):  # type: ignore[no-untyped-def]
+def copy_rows(source, start, size, rows):  # type: ignore[no-untyped-def]
     for i in range(len(source)):
         for q in range(size):
             rows[i, q] = source[i, start + q]
@@ -202,18 +221,13 @@ def evaluate(dims, W, b, V, points, line, f, g):  # type: ignore[no-untyped-def]
     line: points in a line of the grid that the points are, last axis fastest; 0 where they are not.
     """
     m, count = len(b), points.shape[1]
-    outer, inner = np.empty((m, count // line if line else 1)), np.empty((m, line))
-    separable = line > 0 and _factors(dims, W, b, points, outer, inner)
-    block = line * max(1, _BLOCK // line) if separable else _BLOCK
+    separable, block, outer, inner = blocks(dims, W, b, points, line)
     units, here, through = np.empty((m, block)), np.empty((3, block)), np.empty((3, block))
     for start in range(np.uint64(0), np.uint64(count), np.uint64(block)):
         size = min(np.uint64(block), np.uint64(count) - start)
-        if separable:
-            _grid_units(outer, inner, start // np.uint64(line), size // np.uint64(line), units)
-        else:
-            _units(dims, W, b, points, start, size, units)
+        fill_units(dims, W, b, points, start, size, separable, outer, inner, units)
         here[:] = 0.0
-        _add_units(dims, V, units, size, here)
+        add_units(dims, V, units, size, here)
         through[:] = 0.0
         _add_through(dims, W, V, units, size, here, through)
         for i in range(len(dims)):
@@ -229,21 +243,16 @@ def differentiate(dims, W, b, V, points, line, f, d_f, d_g, d_W, d_b, d_V):  # t
     d_W[:] = 0.0
     d_b[:] = 0.0
     d_V[:] = 0.0
-    outer, inner = np.empty((m, count // line if line else 1)), np.empty((m, line))
-    separable = line > 0 and _factors(dims, W, b, points, outer, inner)
-    block = line * max(1, _BLOCK // line) if separable else _BLOCK
+    separable, block, outer, inner = blocks(dims, W, b, points, line)
     units, rows = np.empty((m, block)), np.empty((3, 3, block))
     here, pull, down = rows[0], rows[1], rows[2]
     for start in range(np.uint64(0), np.uint64(count), np.uint64(block)):
         size = min(np.uint64(block), np.uint64(count) - start)
         # evaluated again: that takes less time than keeping the units
-        if separable:
-            _grid_units(outer, inner, start // np.uint64(line), size // np.uint64(line), units)
-        else:
-            _units(dims, W, b, points, start, size, units)
-        _rows(f, start, size, here)
-        _rows(d_g, start, size, pull)
-        _rows(d_f, start, size, down)
+        fill_units(dims, W, b, points, start, size, separable, outer, inner, units)
+        copy_rows(f, start, size, here)
+        copy_rows(d_g, start, size, pull)
+        copy_rows(d_f, start, size, down)
         # derivatives by the f in (grad f) f
         _add_through(dims, V, W, units, size, pull, down)
         for j in range(m):

@@ -44,23 +44,16 @@ def multiplicative(
     h, layers = network.step, network.depth
     jet = _Symbols(layers)
     try:
-        drift: Any = modified.drift(noise.mean(jet), noise.diffusion(jet), correction * h, order)
+        diffusion = noise.diffusion(jet)
+        drift: Any = modified.drift(noise.mean(jet), diffusion, correction * h, order)
         spread: Any = noise.covariance(jet)
-        if noise.diffusion(jet) is not None:
+        if diffusion is not None:
             return None
+        alpha = np.zeros(layers) if spread is None else h * _root(spread, layers) ** 2
+        columns = [_column(drift.field, layers), _column(drift.advection, layers), alpha]
     except Exception:  # a noise of one's own may do anything with a jet; a fault of its own shows again there
         return None
-    scales = np.zeros((layers, 3))
-    scales[:, 0], scales[:, 1] = _column(drift.field, layers), _column(drift.advection, layers)
-    if spread is None:
-        return Multiplicative(scales, True)
-    if type(spread) not in (Diagonal, RankOne):
-        return None
-    root: Any = spread.entries if isinstance(spread, Diagonal) else spread.v
-    if not isinstance(root, _Block) or bool((root.advection != 0).any()):
-        return None
-    scales[:, 2] = h * _column(root.field, layers) ** 2
-    return Multiplicative(scales, isinstance(spread, Diagonal))
+    return Multiplicative(np.stack(columns, axis=1), not isinstance(spread, RankOne))
 
 
 @dataclass(frozen=True)
@@ -76,14 +69,8 @@ def multiples(noise: LinearNoise, layers: int) -> Multiples | None:
     """A linear noise's mean and spread as multiples of the block; None where they are not."""
     jet = _Symbols(layers)
     try:
-        mean: Any = noise.mean(jet).value
         spread: Any = noise.spread(jet)
-        if type(spread) not in (Diagonal, RankOne):
-            return None
-        root: Any = spread.entries if isinstance(spread, Diagonal) else spread.v
-        if bool((mean.advection != 0).any()) or bool((root.advection != 0).any()):
-            return None
-        columns = _column(mean.field, layers), _column(root.field, layers)
+        columns = _multiple(noise.mean(jet).value, layers), _root(spread, layers)
     except Exception:  # as above
         return None
     return Multiples(*columns, isinstance(spread, Diagonal))
@@ -91,6 +78,20 @@ def multiples(noise: LinearNoise, layers: int) -> Multiples | None:
 
 class _BeyondError(Exception):
     """A formula asked for more than multiples of the block."""
+
+
+def _root(spread: Any, layers: int) -> np.ndarray:
+    """What the block is multiplied by in a spread of it, (L,)."""
+    if type(spread) not in (Diagonal, RankOne):
+        raise _BeyondError
+    return _multiple(spread.entries if isinstance(spread, Diagonal) else spread.v, layers)
+
+
+def _multiple(block: Any, layers: int) -> np.ndarray:
+    """A multiple of the block alone, (L,)."""
+    if not isinstance(block, _Block) or bool((block.advection != 0).any()):
+        raise _BeyondError
+    return _column(block.field, layers)
 
 
 def _column(numbers: Tensor, layers: int) -> np.ndarray:

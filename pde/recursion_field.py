@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kolmo.field import _BLOCK, _add_units, _factors, _grid_units, _units
+from kolmo.field import add_units, blocks, copy_rows, fill_units
 from kolmo.kernel import kernel
 
 
@@ -15,18 +15,13 @@ from kolmo.kernel import kernel
 def evaluate(dims, W, b, V, points, line, f):  # type: ignore[no-untyped-def]
     """f (d, Q) at points (3, Q); weights and `line` as in `kolmo.field.evaluate`."""
     m, count = len(b), points.shape[1]
-    outer, inner = np.empty((m, count // line if line else 1)), np.empty((m, line))
-    separable = line > 0 and _factors(dims, W, b, points, outer, inner)
-    block = line * max(1, _BLOCK // line) if separable else _BLOCK
+    separable, block, outer, inner = blocks(dims, W, b, points, line)
     units, here = np.empty((m, block)), np.empty((3, block))
     for start in range(np.uint64(0), np.uint64(count), np.uint64(block)):
         size = min(np.uint64(block), np.uint64(count) - start)
-        if separable:
-            _grid_units(outer, inner, start // np.uint64(line), size // np.uint64(line), units)
-        else:
-            _units(dims, W, b, points, start, size, units)
+        fill_units(dims, W, b, points, start, size, separable, outer, inner, units)
         here[:] = 0.0
-        _add_units(dims, V, units, size, here)
+        add_units(dims, V, units, size, here)
         for i in range(len(dims)):
             for q in range(size):
                 f[i, start + q] = here[i, q]
@@ -86,18 +81,12 @@ def differentiate(dims, W, b, V, points, line, d_f, d_W, d_b, d_V):  # type: ign
     d_W[:] = 0.0
     d_b[:] = 0.0
     d_V[:] = 0.0
-    outer, inner = np.empty((m, count // line if line else 1)), np.empty((m, line))
-    separable = line > 0 and _factors(dims, W, b, points, outer, inner)
-    block = line * max(1, _BLOCK // line) if separable else _BLOCK
+    separable, block, outer, inner = blocks(dims, W, b, points, line)
     units, here, down = np.empty((m, block)), np.empty((3, block)), np.empty((3, block))
     for start in range(np.uint64(0), np.uint64(count), np.uint64(block)):
         size = min(np.uint64(block), np.uint64(count) - start)
-        if separable:
-            _grid_units(outer, inner, start // np.uint64(line), size // np.uint64(line), units)
-        else:
-            _units(dims, W, b, points, start, size, units)
-        for i in range(len(dims)):
-            for q in range(size):
-                here[i, q], down[i, q] = points[i, start + q], d_f[i, start + q]
+        fill_units(dims, W, b, points, start, size, separable, outer, inner, units)
+        copy_rows(points, start, size, here)
+        copy_rows(d_f, start, size, down)
         for j in range(np.uint64(0), np.uint64(m), np.uint64(2)):
             _add_gradient(dims, V, units, here, down, size, j, d_W, d_b, d_V)

@@ -101,6 +101,15 @@ class Squared(Noise):
         return 0.1 * jet.value.square()
 
 
+class Detached(noise.BernoulliDropout):
+    """A mean whose jet is its own, of tensors."""
+
+    def mean(self, jet: Jet) -> Jet:
+        if isinstance(jet.value, Tensor):
+            return jet
+        return problem(2, depth=3).network.jet(torch.zeros(1, 2, dtype=torch.float64))
+
+
 class Varying(noise.BernoulliDropout):
     """A strength that varies with x: the block times something as large as itself."""
 
@@ -108,7 +117,7 @@ class Varying(noise.BernoulliDropout):
         return Diagonal(jet.value * jet.value)
 
 
-@pytest.mark.parametrize("kind", [Clipped, Shifted, Advected, Squared, Varying])
+@pytest.mark.parametrize("kind", [Clipped, Shifted, Advected, Squared, Detached, Varying])
 def test_a_noise_of_ones_own_is_not_mistaken(kind: type[Noise]) -> None:
     """Whatever is not a multiple of the block takes the general way, and gives the general equation."""
     own = kind() if kind is Squared else kind(0.8)  # type: ignore[call-arg]
