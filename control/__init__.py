@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kolmo.control.admissible import Admissible, Balls, Box
+from kolmo.control.admissible import Admissible, Balls, Box, Interval, Joint
 from kolmo.control.auditing import Audit, audit
 from kolmo.control.bilevel import Hypergradient, hypergradient
 from kolmo.control.continuation import continuation
+from kolmo.control.gauss_newton import GaussNewton
 from kolmo.control.hamiltonian import Optimality, hamiltonian, leading, optimality
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
 from kolmo.control.newton import NewtonStep, newton
@@ -19,8 +20,11 @@ __all__ = [
     "Audit",
     "Balls",
     "Box",
+    "GaussNewton",
     "Hypergradient",
+    "Interval",
     "Iterate",
+    "Joint",
     "NewtonStep",
     "Objective",
     "Optimality",

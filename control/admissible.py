@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kolmo.errors import InputError
 from kolmo.network import LayeredNetwork
@@ -46,6 +48,48 @@ class Box(Admissible):
 
     def blocked(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         return (theta >= self.radius) & (gradient < 0) | (theta <= -self.radius) & (gradient > 0)
+
+
+class Interval(Admissible):
+    """lower <= theta_i <= upper: numbers, or one for each control; infinite where there is no bound.
+
+    Raises InputError where there is nothing between them.
+    """
+
+    def __init__(self, lower: ArrayLike = -np.inf, upper: ArrayLike = np.inf) -> None:
+        self.lower, self.upper = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+        if not (self.lower <= self.upper).all():
+            raise InputError(f"interval: {lower!r} is not below {upper!r}")
+
+    def project(self, theta: np.ndarray) -> np.ndarray:
+        return np.clip(theta, self.lower, self.upper)
+
+    def blocked(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        return (theta >= self.upper) & (gradient < 0) | (theta <= self.lower) & (gradient > 0)
+
+
+class Joint(Admissible):
+    """A set of its own for each group of controls: the weights, the horizon, the noise's strengths, ...
+
+    parts: (set, number of controls), in the order of the vector; the numbers sum to its length, else
+    InputError.
+    """
+
+    def __init__(self, *parts: tuple[Admissible, int]) -> None:
+        self._sets = [part for part, _ in parts]
+        self._ends = np.cumsum([0, *(count for _, count in parts)])
+
+    def project(self, theta: np.ndarray) -> np.ndarray:
+        return np.concatenate([part.project(t) for part, t in zip(self._sets, self._cut(theta), strict=True)])
+
+    def blocked(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        each = zip(self._sets, self._cut(theta), self._cut(gradient), strict=True)
+        return np.concatenate([part.blocked(t, g) for part, t, g in each])
+
+    def _cut(self, vector: np.ndarray) -> list[np.ndarray]:
+        if len(vector) != self._ends[-1]:
+            raise InputError(f"admissible: sets of {self._ends[-1]} controls, the vector has {len(vector)}")
+        return [vector[a:b] for a, b in pairwise(self._ends)]
 
 
 class Balls(Admissible):

@@ -27,8 +27,10 @@ class Objective:
 
     estimator: any callable that returns J as a torch scalar for the network's present
     weights, such as `BackwardKolmogorov(problem).expected_loss`. second: makes J's `SecondDerivative` at the
-    present weights, such as `equation.curvature`; only methods of second order ask for it. Evaluations of
-    value or gradient, second derivatives made, and products with them are counted.
+    present weights, such as `equation.curvature`; only methods of second order ask for it. more: tensors that
+    are controls too, behind the weights in the vector, such as the problem's `controls`; `second` is then
+    `partial(equation.curvature, more=more)`. Evaluations of value or gradient, second derivatives made, and
+    products with them are counted.
     """
 
     def __init__(
@@ -37,22 +39,23 @@ class Objective:
         estimator: Callable[[], Tensor],
         penalties: Sequence[Penalty] = (),
         second: Callable[[], SecondDerivative] | None = None,
+        more: Sequence[Tensor] = (),
     ) -> None:
         self.network, self.estimator, self.penalties = network, estimator, tuple(penalties)
         self._second = second
-        self._parameters = list(network.parameters())
+        self._parameters = [*network.parameters(), *more]
         self.evaluations, self.curvatures, self.products = 0, 0, 0
 
     @property
     def theta(self) -> np.ndarray:
-        """The network's weights as one vector, float64."""
+        """The network's weights, and more controls, as one vector, float64."""
         return torch.nn.utils.parameters_to_vector(self._parameters).detach().cpu().numpy().copy()
 
     @theta.setter
     def theta(self, theta: np.ndarray) -> None:
         size = sum(p.numel() for p in self._parameters)
         if np.shape(theta) != (size,):
-            raise InputError(f"theta: shape {np.shape(theta)}, the network has {size} weights")
+            raise InputError(f"theta: shape {np.shape(theta)}, expected ({size},), as many as weights")
         device = self._parameters[0].device
         flat = torch.as_tensor(theta, dtype=torch.float64, device=device)
         torch.nn.utils.vector_to_parameters(flat, self._parameters)
@@ -70,7 +73,13 @@ class Objective:
         self.evaluations += 1
         total = self._total()
         with section("network backward"):  # but for the estimator's own adjoint, a section within
-            gradients = torch.autograd.grad(total, self._parameters)
+            gradients = torch.autograd.grad(total, self._parameters, allow_unused=True)
+        for number, found in enumerate(gradients):
+            if found is None:
+                raise InputError(
+                    f"objective: the estimator gives no derivative by control {number} of "
+                    f"{len(gradients)}, shape {tuple(self._parameters[number].shape)}"
+                )
         gradient = torch.cat([g.reshape(-1) for g in gradients]).cpu().numpy()
         _finite(float(np.abs(gradient).max()))
         return _finite(float(total.detach())), gradient

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import tomli_w
@@ -16,7 +17,7 @@ from kolmo import noise, reading, toml, weights
 from kolmo.data import from_csv, to_csv
 from kolmo.errors import InputError
 from kolmo.files import write_atomically
-from kolmo.loss import Logistic, Loss
+from kolmo.loss import Logistic, LogisticHead, Loss
 from kolmo.modified import modified_equation
 from kolmo.network import ResidualNetwork
 from kolmo.problem import Problem
@@ -26,18 +27,29 @@ from kolmo.text import nearest, shown
 _WEIGHTS = {"npz": "weights.npz", "safetensors": "weights.safetensors"}
 _TABLES = {
     "network": ("weights", "activation", "horizon"),
-    "noise": None,
-    "loss": ("kind", "scale"),
+    "noise": None,  # noise and loss know theirs
+    "loss": None,
     "data": ("points",),
+}
+
+
+_LOSSES: dict[str, tuple[Callable[..., Loss], tuple[str, ...]]] = {
+    Logistic.kind: (Logistic, ("scale",)),
+    LogisticHead.kind: (LogisticHead, ("weight", "bias")),
 }
 
 
 def make_loss(settings: dict[str, object]) -> Loss:
     """The loss of a [loss] table (logistic, scale 4 by default)."""
-    kind = settings.get("kind", "logistic")
-    if kind != "logistic":
-        raise InputError(f"loss.kind: {shown(kind)} is unknown{nearest(str(kind), ['logistic'])}")
-    return Logistic(settings.get("scale", 4.0))  # type: ignore[arg-type]  # Logistic checks it
+    kind = str(settings.get("kind", Logistic.kind))
+    if kind not in _LOSSES:
+        raise InputError(f"loss.kind: {shown(kind)} is unknown{nearest(kind, _LOSSES)}")
+    make, known = _LOSSES[kind]
+    given = {name: value for name, value in settings.items() if name != "kind"}
+    toml.check_keys(given, known, f"[loss] of kind {kind}")
+    if kind == LogisticHead.kind and "weight" not in given:
+        raise InputError("loss.weight: missing, expected a list of numbers, one a feature")
+    return make(**given)
 
 
 def load(directory: str | Path) -> Problem:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kolmo.errors import InputError
+from kolmo.text import shown
 
 
 class Loss(ABC):
@@ -24,7 +25,12 @@ class Loss(ABC):
         """The label whose loss is smaller, shape (...)."""
         return (self(x, 1) < self(x, 0)).long()
 
-    def settings(self) -> dict[str, float]:
+    @property
+    def controls(self) -> tuple[Tensor, ...]:
+        """The parameters that require gradients."""
+        return ()
+
+    def settings(self) -> dict[str, object]:
         """The keys of [loss] in problem.toml, without `kind`."""
         return {}
 
@@ -43,8 +49,46 @@ class Logistic(Loss):
         sign = 2 * torch.as_tensor(label, dtype=x.dtype, device=x.device) - 1
         return torch.nn.functional.softplus(-self.scale * sign * x[..., 0])
 
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, object]:
         return {"scale": self.scale}
+
+
+class LogisticHead(Loss):
+    """softplus(-(2y - 1)(w . x + c)): the logistic loss of the classifier sign(w . x + c).
+
+    weight: w (d,); bias: c (). Numbers, or float64 tensors that are controls when they require gradients.
+    Raises InputError on another shape or a number that is not finite.
+    """
+
+    kind = "logistic_head"
+
+    def __init__(self, weight: object, bias: object = 0.0) -> None:
+        self.weight = _finite("weight", weight, 1)
+        self.bias = _finite("bias", bias, 0)
+
+    def __call__(self, x: Tensor, label: Tensor | int) -> Tensor:
+        if x.shape[-1] != len(self.weight):
+            raise InputError(f"loss.weight: {len(self.weight)} values, the features have {x.shape[-1]}")
+        sign = 2 * torch.as_tensor(label, dtype=x.dtype, device=x.device) - 1
+        return torch.nn.functional.softplus(-sign * (x @ self.weight.to(x) + self.bias.to(x)))
+
+    @property
+    def controls(self) -> tuple[Tensor, ...]:
+        return tuple(p for p in (self.weight, self.bias) if p.requires_grad)
+
+    def settings(self) -> dict[str, object]:
+        return {"weight": self.weight.tolist(), "bias": float(self.bias.detach())}
+
+
+def _finite(name: str, given: object, axes: int) -> Tensor:
+    expected = "a number" if axes == 0 else "a list of numbers, one a feature"
+    try:
+        found = given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"loss.{name}: {shown(given)} is not {expected}") from None
+    if found.dtype != torch.float64 or found.ndim != axes or not bool(torch.isfinite(found).all()):
+        raise InputError(f"loss.{name}: {shown(given)} is not {expected}, finite and float64")
+    return found
 
 
 class LeastSquares(Loss):

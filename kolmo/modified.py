@@ -62,7 +62,7 @@ def modified_equation(
     Raises InputError where the order does not exist for the block or the noise.
     """
     check_order(network, order)
-    h = network.step
+    h = network.time_step
     jet = network.nodal_jet(points, layers) if fixed else network.jet(points, layers)
     mean = noise.mean(jet)
     C = noise.covariance(jet)
@@ -84,7 +84,7 @@ def modified_equation(
     return Coefficients(b, diffusive + h * full)
 
 
-def drift(mean: Jet, D: Tensor | None, h: float, order: int) -> Tensor:
+def drift(mean: Jet, D: Tensor | None, h: float | Tensor, order: int) -> Tensor:
     """b of the modified equation at the points of the jet of m, shape (L, Q, d), length per time.
 
     D: the diffusive covariance, constant in x: (d, d) or (L, d, d), read at order 2 only; None for 0.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kolmo import memory
 from kolmo.activation import Activation
 from kolmo.activation import activation as find_activation
-from kolmo.errors import InputError
+from kolmo.errors import InfeasibleError, InputError
 from kolmo.field import field_and_advection
 
 _NO_BRANCHES = "noise: shake-shake needs a block of two branches; give the network `branches`"
@@ -74,14 +74,24 @@ def _positive(name: str, number: float) -> int:
 
 
 class LayeredNetwork(nn.Module, ABC):
-    """Residual network on R^d with `depth` layers and horizon T; subclasses give `block`."""
+    """Residual network on R^d with `depth` layers and horizon T; subclasses give `block`.
 
-    def __init__(self, dim: int, depth: int, horizon: float = 1.0) -> None:
+    horizon: a number, or a float64 tensor () that is a control when it requires gradients; it is no parameter
+    of the module. Raises InputError on a bad size.
+    """
+
+    def __init__(self, dim: int, depth: int, horizon: float | Tensor = 1.0) -> None:
         super().__init__()
         self.dim, self.depth = _positive("dim", dim), _positive("depth", depth)
-        if not (math.isfinite(horizon) and horizon > 0):
-            raise InputError(f"network.horizon: {horizon!r} is not a positive number")
-        self.horizon = float(horizon)
+        if isinstance(horizon, Tensor) and (horizon.ndim > 0 or horizon.dtype != torch.float64):
+            raise InputError(
+                f"network.horizon: {horizon.dtype} of shape {tuple(horizon.shape)}, not a float64 tensor ()"
+            )
+        number = horizon.item() if isinstance(horizon, Tensor) else horizon
+        if not (math.isfinite(number) and number > 0):
+            raise InputError(f"network.horizon: {number!r} is not a positive number")
+        # in a tuple, or the module would count a tensor among its weights
+        self._horizon = (horizon if isinstance(horizon, Tensor) else float(number),)
 
     #: whether grad f exists and is differentiable, as order 2 demands
     twice_differentiable: bool = True
@@ -90,9 +100,28 @@ class LayeredNetwork(nn.Module, ABC):
     compiled: bool = False
 
     @property
+    def horizon(self) -> float:
+        """T, in units of time. Raises InfeasibleError where a control of it is not positive."""
+        kept = self._horizon[0]
+        horizon = kept.item() if isinstance(kept, Tensor) else kept
+        if not 0 < horizon < math.inf:
+            raise InfeasibleError(f"network.horizon: the control has come to {horizon:.3g}, not positive")
+        return horizon
+
+    @property
     def step(self) -> float:
         """h = T / L, in units of time."""
         return self.horizon / self.depth
+
+    @property
+    def time_step(self) -> float | Tensor:
+        """h, differentiable where the horizon is a control."""
+        return self._horizon[0] / self.depth if self.controls else self.step
+
+    @property
+    def controls(self) -> tuple[Tensor, ...]:
+        """The horizon where it is a control, else nothing."""
+        return tuple(h for h in self._horizon if isinstance(h, Tensor) and h.requires_grad)
 
     @abstractmethod
     def block(self, layer: int, x: Tensor) -> Tensor:
@@ -117,7 +146,7 @@ class LayeredNetwork(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Features X_L of the noiseless network, shape (..., d)."""
         for k in range(self.depth):
-            x = x + self.step * self.block(k, x)
+            x = x + self.time_step * self.block(k, x)
         return x
 
     def step_size(self) -> Tensor:
@@ -129,7 +158,7 @@ class LayeredNetwork(nn.Module, ABC):
         """
         sample = 4 * torch.quasirandom.SobolEngine(self.dim, seed=0).draw(256).to(torch.float64) - 2
         jacobian = self.jet(sample).jacobian()
-        return self.step * torch.linalg.matrix_norm(jacobian).amax(dim=1)
+        return self.time_step * torch.linalg.matrix_norm(jacobian).amax(dim=1)
 
 
 class AutomaticJet(Jet):
@@ -225,7 +254,7 @@ class ResidualNetwork(LayeredNetwork):
         dim: int,
         width: int,
         depth: int,
-        horizon: float = 1.0,
+        horizon: float | Tensor = 1.0,
         activation: str = "tanh",
         seed: int | None = 0,
     ) -> None:
@@ -253,7 +282,7 @@ class ResidualNetwork(LayeredNetwork):
 
     @classmethod
     def from_weights(
-        cls, W: Tensor, b: Tensor, V: Tensor, horizon: float = 1.0, activation: str = "tanh"
+        cls, W: Tensor, b: Tensor, V: Tensor, horizon: float | Tensor = 1.0, activation: str = "tanh"
     ) -> ResidualNetwork:
         """A network with given weights W (L, m, d), b (L, m), V (L, d, m); raises InputError."""
         W, b, V = (torch.as_tensor(w, dtype=torch.float64) for w in (W, b, V))
@@ -303,7 +332,7 @@ class ResidualNetwork(LayeredNetwork):
         return first[0], second[0]
 
     def step_size(self) -> Tensor:
-        return self.step * torch.linalg.matrix_norm(self.V @ self.W)
+        return self.time_step * torch.linalg.matrix_norm(self.V @ self.W)
 
 
 class TwoLayerJet(Jet):

@@ -30,12 +30,12 @@ class WeightDecay(Penalty):
 
     def __call__(self, network: LayeredNetwork) -> Tensor:
         total = sum((p.square().sum() for p in network.parameters()), torch.zeros((), dtype=torch.float64))
-        return self.coefficient * network.step * total
+        return self.coefficient * network.time_step * total
 
     def by_layer(self, network: LayeredNetwork) -> Tensor:
         """Every layer's part (L,), of parameters with the layers on their first axis."""
         parts = [p.square().reshape(network.depth, -1).sum(dim=1) for p in network.parameters()]
-        return self.coefficient * network.step * torch.stack(parts).sum(dim=0)
+        return self.coefficient * network.time_step * torch.stack(parts).sum(dim=0)
 
 
 class StepPenalty(Penalty):
@@ -72,4 +72,4 @@ class DepthSmoothness(Penalty):
     def __call__(self, network: LayeredNetwork) -> Tensor:
         zero = torch.zeros((), dtype=torch.float64)
         total = sum(((p[1:] - p[:-1]).square().sum() for p in network.parameters()), zero)
-        return self.coefficient / network.step * total
+        return self.coefficient / network.time_step * total

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from kolmo.data import Dataset
 from kolmo.errors import InputError
 from kolmo.loss import Logistic, Loss
@@ -16,7 +18,7 @@ from kolmo.noise.base import Noise
 class Problem:
     r"""Minimise J(theta) = 1/M sum_i E[Phi_{y_i}(X_L) | X_0 = x_i] over the network's weights.
 
-    Raises InputError where data and network differ in dimension.
+    Raises InputError where data, network and loss differ in dimension.
     """
 
     data: Dataset
@@ -29,6 +31,13 @@ class Problem:
             raise InputError(
                 f"problem: data have {self.data.dim} features, the network takes {self.network.dim}"
             )
+        self.loss(self.data.points[:1], 0)  # says where it takes other features
+
+    @property
+    def controls(self) -> tuple[Tensor, ...]:
+        """What training can change besides the weights: the horizon, the noise's strengths, the loss's
+        parameters, where they require gradients."""
+        return (*self.network.controls, *self.noise.controls, *self.loss.controls)
 
     def with_network(self, network: LayeredNetwork) -> Problem:
         """The same problem with other weights."""

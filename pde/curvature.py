@@ -3,14 +3,15 @@ r"""Second derivatives of the expected loss by its weights: the second-order adj
 With J(theta) = <P_0 ... P_{L-1} Phi, mu>, P_k the propagator of K(b_k, a_k), a direction v and dots for
 derivatives along it,
 
-    tangent:               u'_k = P_k u'_{k+1} + P'_k u_{k+1},              u'_L = 0,
+    tangent:               u'_k = P_k u'_{k+1} + P'_k u_{k+1},              u'_L = Phi',
     adjoint of the tangent: rho'_{k+1} = P_k^T rho'_k + P'_k^T rho_k,        rho'_0 = 0,
     d/dK:                   (dJ/dK_k)' from (rho', u) and (rho, u'),
-    H v = (d(b, a)/dtheta)^T (dJ/d(b, a))' + [d^2(b, a)/dtheta^2 v]^T dJ/d(b, a),
+    H v = (d(b, a, Phi)/dtheta)^T (dJ/d(b, a, Phi))' + [d^2(b, a, Phi)/dtheta^2 v]^T dJ/d(b, a, Phi),
 
-the last term by torch. States, densities and their stages are computed once; a product then costs two linear
-marches and two passes through the network. What the clip cuts, and the substeps, are held: both are constant
-but for single points. Source: Wang, Navon, Le Dimet, Zou, Meteorol. Atmos. Phys. 50 (1992), for the method.
+the last term by torch; dJ/dPhi = rho_L. States, densities and their stages are computed once; a product then
+costs two linear marches and two passes through the network. What the clip cuts, and the substeps, are held:
+both are constant but for single points. Source: Wang, Navon, Le Dimet, Zou, Meteorol. Atmos. Phys. 50 (1992),
+for the method.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from kolmo.errors import InputError
 from kolmo.modified import modified_equation
 from kolmo.network import LayeredNetwork
+from kolmo.pde.controlled import controlled_coefficients
 from kolmo.pde.propagator import ExplicitSteps
 
 if TYPE_CHECKING:
@@ -49,11 +51,11 @@ class Curvature:
 
     network: of the equation's dimension, by default the problem's. Vectors have its weights in the order of
     `torch.nn.utils.parameters_to_vector`, and behind them `more` tensors that J depends on and that require
-    gradients, such as the strengths of a `Controlled` noise.
+    gradients, such as the problem's `controls`.
 
     value: J; gradient: dJ/dtheta; products: how many were computed.
-    Raises InputError where the propagator is not explicit or there are several processes, and InfeasibleError
-    where the equation refuses the weights.
+    Raises InputError where the propagator is not explicit, there are several processes, or values that depend
+    on controls of the loss are clipped; and InfeasibleError where the equation refuses the weights.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class Curvature:
         points, which = equation.nodal.points, (equation.order, slice(None), equation.correction)
         free = modified_equation(network, equation.problem.noise, points, *which)
         tapered = equation.taper.by_torch(free)
-        self._outputs = (tapered.drift, tapered.diffusion)
-        self.value, trajectory = equation.march(
-            tapered.drift.detach().numpy(), tapered.diffusion.detach().numpy(), network.step
-        )
+        self._outputs = controlled_coefficients(equation, tapered, network)
+        coefficients = [c.detach().numpy() for c in self._outputs[:2]]
+        self.value, trajectory = equation.march(coefficients[0], coefficients[1], network.step)
+        if trajectory.clipped and self._outputs[2].requires_grad:
+            raise InputError("curvature: the clip moves with the loss's controls; take limit=False")
         self._steps: list[ExplicitSteps] = []
         for steps in trajectory.steps:
             if not isinstance(steps, ExplicitSteps):
@@ -94,13 +97,11 @@ class Curvature:
                 found.append(_Substep(stages, weights, kept))
             self._substeps.append(found)
             first[0][k], first[1][k] = equation.space.pullback(cotangent, self._diagonal)  # type: ignore[arg-type]
+        first[2][:] = rho
         # one graph for all products: the gradient of <outputs, pull>, differentiable by weights and pull
+        self._moving = [k for k, output in enumerate(self._outputs) if output.requires_grad]
         self._pull = [torch.from_numpy(c).requires_grad_() for c in first]
-        self._pulled = _flat(
-            torch.autograd.grad(
-                self._outputs, self._parameters, self._pull, create_graph=True, materialize_grads=True
-            )
-        )
+        self._pulled = self._gradient(self._pull, create_graph=True)
         self.gradient: np.ndarray = self._pulled.detach().numpy().copy()
         self.products = 0
 
@@ -130,20 +131,26 @@ class Curvature:
             )
         )
         changes = self._along([t.numpy() for t in tangents])
-        pulled = torch.autograd.grad(
-            self._outputs,
+        pulled = self._gradient([torch.from_numpy(c) for c in changes])
+        return np.asarray((pulled + by_weights).numpy())
+
+    def _gradient(self, pull: list[Tensor], create_graph: bool = False) -> Tensor:
+        """The gradient of <outputs, pull> by the weights, in one vector."""
+        found = torch.autograd.grad(
+            [self._outputs[k] for k in self._moving],
             self._parameters,
-            [torch.from_numpy(c) for c in changes],
+            [pull[k] for k in self._moving],
             retain_graph=True,
+            create_graph=create_graph,
             materialize_grads=True,
         )
-        return np.asarray((_flat(pulled) + by_weights).numpy())
+        return torch.cat([p.reshape(-1) for p in found])
 
     def _along(self, tangents: list[np.ndarray]) -> list[np.ndarray]:
-        """(dJ/d(b, a))' where drift and diffusion change by the tangents."""
+        """(dJ/d(b, a, Phi))' where drift, diffusion and terminal values change by the tangents."""
         space = self._equation.space
-        dK = [space.generator(db, da) for db, da in zip(*tangents, strict=True)]
-        du = np.zeros_like(self._equation.terminal)
+        dK = [space.generator(db, da) for db, da in zip(*tangents[:2], strict=True)]
+        du = tangents[2]
         marched: list[list[list[np.ndarray]]] = [[] for _ in self._steps]
         for k in reversed(range(len(self._steps))):
             for substep in reversed(self._substeps[k]):
@@ -160,12 +167,11 @@ class Curvature:
                 total = part if total is None else total + part
             assert total is not None  # every layer has at least one substep
             found[0][k], found[1][k] = space.pullback(total, self._diagonal)
+        found[2][:] = drho
         return found
 
 
-def _flat(parts: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([p.reshape(-1) for p in parts])
-
-
-def _split(parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    return parts[0], parts[1], _flat(parts[2:])
+def _split(parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The derivatives by the pull, and those by the weights in one vector."""
+    drift, diffusion, terminal, *others = parts
+    return drift, diffusion, terminal, torch.cat([p.reshape(-1) for p in others])

@@ -24,6 +24,7 @@ from kolmo.pde import march
 from kolmo.pde.backend import make_space
 from kolmo.pde.checkpointed import Checkpointed, Plan, all_records, all_states, plan, record_size
 from kolmo.pde.coefficients import NodalCoefficients
+from kolmo.pde.controlled import controlled_loss
 from kolmo.pde.curvature import Curvature
 from kolmo.pde.differentiable import CompiledLoss, ExpectedLoss
 from kolmo.pde.domain import choose_half_width
@@ -113,13 +114,20 @@ class BackwardKolmogorov:
         self._record_sizes: dict[type[Steps], int] = {}
         self.nodal = NodalCoefficients(space, problem.noise, order, correction)
         self.taper = self.nodal.taper
-        self.terminal = np.stack(
-            [problem.loss(self.nodal.points, label).detach().numpy() for label in (0, 1)], axis=1
-        )
+        self._terminal = self.terminal_losses().detach().numpy()
         self.initial = initial_measure(space, problem)
         self.last: March | None = None
         """The latest backward march, for inspection (substeps, violation of the maximum principle); None
         after one that was refused."""
+
+    @property
+    def terminal(self) -> np.ndarray:
+        """Phi at the nodes (Q, 2), of a loss with controls at their present values."""
+        return self.terminal_losses().detach().numpy() if self.problem.loss.controls else self._terminal
+
+    def terminal_losses(self) -> Tensor:
+        """Phi at the nodes (Q, 2), differentiable by the loss's controls."""
+        return torch.stack([self.problem.loss(self.nodal.points, label) for label in (0, 1)], dim=1)
 
     @timed("coefficients")
     def coefficients(self, network: LayeredNetwork | None = None) -> Coefficients:
@@ -134,13 +142,16 @@ class BackwardKolmogorov:
     def expected_loss(self, network: LayeredNetwork | None = None) -> Tensor:
         """J(theta), a float64 scalar; its backward() is the exact discrete adjoint.
 
-        network: other weights than the problem's (same dimension and loss).
+        network: other weights than the problem's (same dimension and loss). Differentiable by what else is a
+        control too: horizon, noise strengths, the loss's parameters.
         Raises InfeasibleError (maximum principle, stiffness, non-finite values), and InputError where the
         budget is too small for the adjoint.
         """
         network = self.problem.network if network is None else network
         weights = list(network.parameters())
         adjoint = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
+        if torch.is_grad_enabled() and (network.controls or self.problem.loss.controls):
+            return controlled_loss(self, network)
         layers = self.nodal.layers(network, adjoint)
         if layers is not None:
             return CompiledLoss.apply(network.W, network.b, network.V, self, layers, network.step)

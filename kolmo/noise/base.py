@@ -13,7 +13,6 @@ and follows from m, S and the law of e: `LinearNoise`.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +86,11 @@ class Noise(ABC):
             "give the noise `outcomes`, or take the chain estimator"
         )
 
+    @property
+    def controls(self) -> tuple[Tensor, ...]:
+        """The strengths that require gradients."""
+        return ()
+
     def settings(self) -> dict[str, Any]:
         """The keys of [noise] in problem.toml that make this noise again, without `kind`."""
         return {}
@@ -130,15 +134,15 @@ class LinearNoise(Noise):
         """What is added to h m: shape (N, d); jet of this layer at N points, one for each sample."""
         spread, law = self.spread(jet), self.law(layer, network.depth)
         units = law.draw(draws, spread.units, self.shared).to(jet.value)
-        return self.scale(network.step) * spread.apply(units[None])[0]
+        return self.scale(network.time_step) * spread.apply(units[None])[0]
 
-    def scale(self, step: float) -> float:
-        """h, or sqrt(h) where the noise is diffusive."""
-        return math.sqrt(step) if self.diffusive else step
+    def scale(self, step: Any) -> Any:
+        """h, or sqrt(h) where the noise is diffusive; of what `step` is, a number or a tensor."""
+        return step**0.5 if self.diffusive else step
 
     def sample(self, network: LayeredNetwork, layer: int, x: Tensor, draws: Draws) -> Tensor:
         jet = network.jet(x, slice(layer, layer + 1))
-        return network.step * self.mean(jet).value[0] + self.fluctuation(network, layer, jet, draws)
+        return network.time_step * self.mean(jet).value[0] + self.fluctuation(network, layer, jet, draws)
 
     def _deviations(self, jet: Jet) -> Tensor:
         variances = [self.law(k, jet.depth).variance for k in jet.layers]

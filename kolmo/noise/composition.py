@@ -50,6 +50,10 @@ class Composition(Noise):
         self._added = added
         self.shared = any(part.shared for part in self.parts)
 
+    @property
+    def controls(self) -> tuple[Tensor, ...]:
+        return tuple(control for part in self.parts for control in part.controls)
+
     def sample(self, network: LayeredNetwork, layer: int, x: Tensor, draws: Draws) -> Tensor:
         total = self._acting.sample(network, layer, x, draws.part(0))
         jet = network.jet(x, slice(layer, layer + 1))

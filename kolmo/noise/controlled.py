@@ -39,6 +39,10 @@ class Controlled(Noise):
         self.noise, self.strengths = noise, strengths
         self.shared = noise.shared
 
+    @property
+    def controls(self) -> tuple[Tensor, ...]:
+        return (self.strengths,) if self.strengths.requires_grad else ()
+
     def fixed(self) -> LinearNoise:
         """The noise with the present strengths as its schedule. Raises InfeasibleError."""
         values = [float(s) for s in self.strengths.detach()]

@@ -24,7 +24,7 @@ class NoNoise(Noise):
     kind = "none"
 
     def sample(self, network: LayeredNetwork, layer: int, x: Tensor, draws: Draws) -> Tensor:
-        return network.step * network.block(layer, x)
+        return network.time_step * network.block(layer, x)
 
     def outcomes(self, network: LayeredNetwork, layer: int, x: Tensor, gauss: int = GAUSS) -> Outcomes:
         base = network.step * network.block(layer, x)
