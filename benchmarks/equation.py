@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,14 @@ def ours(
     return call
 
 
+def exact_on_device(case: Case) -> tuple[Problem, ExactRecursion]:
+    """The exact recursion with the weights on an accelerator; raises MissingPeerError where there is none."""
+    if not torch.cuda.is_available():
+        raise MissingPeerError("open: there is no accelerator, torch sees no CUDA device")
+    problem = case.problem.with_network(copy.deepcopy(case.problem.network).cuda())
+    return problem, ExactRecursion(problem, cells=case.cells)
+
+
 def contenders(case: Case, peers: tuple[str, ...]) -> list[Contender]:
     """Everybody who is timed on a case. peers: of the names in `scripts` below, and our 'dolfinx'."""
     problem, found = case.problem, []
@@ -80,6 +89,9 @@ def contenders(case: Case, peers: tuple[str, ...]) -> list[Contender]:
                 f"exact_{what}",
                 lambda g=gradient: ours(problem, ExactRecursion(problem, cells=case.cells), g),  # type: ignore[misc]
             )
+        )
+        found.append(
+            Contender(f"exact_device_{what}", lambda g=gradient: ours(*exact_on_device(case), g))  # type: ignore[misc]
         )
     solver = "gmres" if case.dim == 3 else "lu"
     scripts: dict[str, Callable[[], Any]] = {

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from kolmo.chain import coupled
+from kolmo.device import on_processor
 from kolmo.errors import DomainError
 from kolmo.pde.boundary import profile
 from kolmo.problem import Problem
@@ -70,6 +71,7 @@ def audit_domain(
     paths: int = PILOT_PATHS,
 ) -> DomainAudit:
     """Bias of J by the box, from coupled paths of the chain: confined (tapered) against free."""
+    problem = problem.with_network(on_processor(problem.network))
     copies = -(-paths // len(problem.data))
     free, labels = problem.data.points.repeat(copies, 1), problem.data.labels.repeat(copies)
     boxed = free

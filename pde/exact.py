@@ -10,7 +10,8 @@ computed: the transposed recursion carries the density, and gathers each layer's
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,18 @@ import torch
 from torch import Tensor
 
 from kolmo import memory
-from kolmo.errors import InputError, MaximumPrincipleError, NonFiniteError
+from kolmo.device import device_of, on_processor
+from kolmo.errors import InputError
 from kolmo.network import LayeredNetwork, ResidualNetwork
 from kolmo.noise.base import Outcomes
 from kolmo.noise.law import GAUSS
 from kolmo.pde.domain import choose_half_width, projected_step
+from kolmo.pde.exact_bounds import Bounds
+from kolmo.pde.exact_device import DeviceGrid, DeviceLayers
 from kolmo.pde.exact_gauss import gaussian_outcomes, regressed
 from kolmo.pde.exact_jumps import jumps
 from kolmo.pde.exact_layers import GeneralLayers, Layers, Stage, interpolate, losses
 from kolmo.pde.exact_multiplicative import Grid, MultiplicativeLayers
-from kolmo.pde.march import VIOLATION_LIMIT
 from kolmo.pde.mesh import check_dim
 from kolmo.pde.spline import TensorSpline
 from kolmo.problem import Problem
@@ -49,7 +52,9 @@ class ExactRecursion:
     with the same mean and covariance, an approximation to O(h^2) for noises with too many
     outcomes (`gauss_error` measures it). gauss: points of a Gauss rule for each continuous random
     number. limit: keep each interpolated value between those at its cell's corners, so that u stays in
-    [min Phi, max Phi], as training needs; without it the recursion is more accurate.
+    [min Phi, max Phi], as training needs; without it the recursion is more accurate. compiled: take the
+    processor's kernels where the weights are; False, like weights on an accelerator, takes torch on the
+    weights' device, with the same numbers to rounding.
 
     Raises InputError on d > 3, bad options, or a noise with too many outcomes; the methods raise
     NonFiniteError, and MaximumPrincipleError where an unlimited spline overshoots by more than 5%.
@@ -64,6 +69,7 @@ class ExactRecursion:
         rule: str = "outcomes",
         gauss: int = GAUSS,
         limit: bool = True,
+        compiled: bool = True,
     ) -> None:
         dim = problem.network.dim
         check_dim(dim)
@@ -75,23 +81,26 @@ class ExactRecursion:
         if int(gauss) != gauss or not 2 <= gauss <= 64:
             raise InputError(f"gauss: {gauss!r} is not an integer from 2 to 64")
         self.problem, self.rule, self.gauss, self.limit = problem, rule, gauss, limit
+        self.compiled = compiled
         needed = memory.recursion(dim, int(cells))
         memory.require(needed, f"cells: the recursion on {cells} cells a direction in {dim}-D", "take fewer")
         half_width = exact_half_width(problem) if half_width is None else half_width
         self.spline = TensorSpline(dim, int(cells), half_width)
-        self._grid = Grid(self.spline, problem.data.points)
+        self._device_grids: dict[torch.device, DeviceGrid] = {}
         # too many outcomes are refused here, not in the middle of a run
         self._outcomes(problem.network, 0, problem.data.points[:1])
 
     def expected_loss(self, network: LayeredNetwork | None = None) -> Tensor:
         """J(theta), a float64 scalar; its backward() is the exact gradient of the recursion.
 
-        network: other weights than the problem's. Raises NonFiniteError, MaximumPrincipleError.
+        It is on the device of the weights. network: other weights than the problem's. Raises
+        NonFiniteError, MaximumPrincipleError.
         """
         network = self.problem.network if network is None else network
         parameters = [p for p in network.parameters() if p.requires_grad]
         if not torch.is_grad_enabled() or not parameters:
-            return torch.tensor(self._value(network, None)[0], dtype=torch.float64)
+            value = self._value(network, None)[0]
+            return torch.tensor(value, dtype=torch.float64, device=device_of(network))
         return _ExactLoss.apply(self, network, *parameters)
 
     def values(self, network: LayeredNetwork | None = None) -> np.ndarray:
@@ -104,22 +113,32 @@ class ExactRecursion:
     def step(self, layer: int, nodal: np.ndarray | None) -> np.ndarray:
         """E[u(x + increment of `layer`)] at the nodes, (nodes, 2), u the spline with these nodal values, or
         the terminal loss where there are none."""
-        stage = None if nodal is None else self._stage(nodal)
-        network = self.problem.network
-        return self._general(network).at(layer, torch.from_numpy(self.spline.nodes), stage)
+        layers = self._general(on_processor(self.problem.network))
+        stage = None if nodal is None else layers.stage(nodal)
+        return layers.at(layer, torch.from_numpy(self.spline.nodes), stage)
 
     def outcomes(self) -> int:
         """Number of outcomes of a layer that the expectation sums over."""
         return len(self._outcomes(self.problem.network, 0, self.problem.data.points[:1]).weights)
 
     def _outcomes(self, network: LayeredNetwork, layer: int, x: Tensor) -> Outcomes:
-        noise = self.problem.noise
+        noise, x = self.problem.noise, x.to(device_of(network))
         if self.rule == "outcomes":
-            return noise.outcomes(network, layer, x, self.gauss)
-        return gaussian_outcomes(self.problem, network, layer, x, self.gauss)
+            found = noise.outcomes(network, layer, x, self.gauss)
+        else:
+            found = gaussian_outcomes(self.problem, network, layer, x, self.gauss)
+        # the box would hide an infinite increment, and does not hide nan
+        return replace(found, base=torch.where(found.base.isfinite(), found.base, torch.nan))
 
-    def _stage(self, nodal: np.ndarray) -> Stage:
-        return Stage(self.spline.coefficients(nodal), nodal)
+    @cached_property
+    def _grid(self) -> Grid:
+        return Grid(self.spline, self.problem.data.points)
+
+    def _on(self, device: torch.device) -> DeviceGrid:
+        """The grid on a device, made once."""
+        if device not in self._device_grids:
+            self._device_grids[device] = DeviceGrid(self.spline, self.problem.data.points, device)
+        return self._device_grids[device]
 
     def _general(self, network: LayeredNetwork) -> GeneralLayers:
         problem = self.problem
@@ -127,8 +146,10 @@ class ExactRecursion:
             network, self._outcomes, problem.loss, self.spline, problem.data.points, self.limit
         )
 
-    def _layers(self, network: LayeredNetwork, adjoint: bool) -> Layers:
-        problem = self.problem
+    def _layers(self, network: LayeredNetwork, adjoint: bool) -> Layers[Any, Any]:
+        problem, device = self.problem, device_of(network)
+        if device.type != "cpu" or not self.compiled:
+            return DeviceLayers(network, self._outcomes, problem.loss, self._on(device), self.limit)
         plain = jumps(network, problem.noise, self.gauss) if self.rule == "outcomes" else None
         if plain is None or not isinstance(network, ResidualNetwork):
             return self._general(network)
@@ -137,38 +158,29 @@ class ExactRecursion:
     # the recursion
 
     def _value(
-        self, network: LayeredNetwork, stages: list[Stage] | None, layers: Layers | None = None
+        self, network: LayeredNetwork, stages: list[Any] | None, layers: Layers[Any, Any] | None = None
     ) -> tuple[float, np.ndarray]:
         """J, and u_0 at the data; the stages of layers 0..L-2 are put into `stages`, where it is given."""
-        if stages is not None:
+        layers = self._layers(network, False) if layers is None else layers
+        if stages is not None and device_of(network).type == "cpu":
             needed = memory.recursion(self.spline.dim, self.spline.cells, network.depth)
             if needed > memory.lately_available():
                 memory.require(needed, f"cells: the splines of {network.depth} layers", "take fewer")
-        layers = self._layers(network, False) if layers is None else layers
-        stage: Stage | None = None
-        low, high = -np.inf, np.inf
+        stage, bounds = None, Bounds()
         for layer in range(network.depth - 1, 0, -1):
             nodal = layers.expectation(layer, stage)
-            least, most = _range(nodal, layer)
-            if stage is None:
-                low, high = least, most  # the loss beyond the box does not bound the rest
-            violation = max(low - least, most - high) / max(high - low, 1e-300)
-            if violation > VIOLATION_LIMIT:
-                raise MaximumPrincipleError(
-                    f"layer {layer}: the value function overshoots its bounds by {violation:.0%} of their "
-                    "range: the grid does not resolve these weights; take more cells, smaller weights or "
-                    "more layers",
-                    layer,
-                )
-            stage = self._stage(nodal)
+            bounds.see(layer, nodal)
+            stage = layers.stage(nodal)
             if stages is not None:
                 stages.insert(0, stage)
-        data = layers.expectation(0, stage)
-        _range(data, 0)
+        found = layers.expectation(0, stage)
+        bounds.see(0, found)
+        bounds.settle()
+        data = torch.as_tensor(found).cpu().numpy()
         labels = self.problem.data.labels.numpy()
         return float(data[np.arange(len(data)), labels].mean()), data
 
-    def _gradient(self, network: LayeredNetwork, stages: list[Stage], layers: Layers) -> list[Tensor]:
+    def _gradient(self, network: LayeredNetwork, stages: list[Any], layers: Layers[Any, Any]) -> list[Tensor]:
         """dJ/dparameters by the transposed recursion, forward in depth."""
         labels = self.problem.data.labels.numpy()
         cotangent = np.zeros((len(labels), 2))
@@ -186,14 +198,14 @@ class ExactRecursion:
         of about `paths` paths, with linear and quadratic control variates: T_k and G_k agree on
         those, so that only what is of third order is left to chance.
         """
-        network, data, noise = self.problem.network, self.problem.data, self.problem.noise
+        network, data, noise = on_processor(self.problem.network), self.problem.data, self.problem.noise
         copies = max(1, -(-paths // len(data)))
         x, labels = data.points.repeat(copies, 1), data.labels.repeat(copies).numpy()
         count = len(x)
         defect = np.zeros(count)
         stages: list[Stage] = []
-        self._value(network, stages)
         layers = self._general(network)
+        self._value(network, stages, layers)
         for layer in range(network.depth):
             stage = stages[layer] if layer < network.depth - 1 else None
             with torch.no_grad():
@@ -226,12 +238,12 @@ class _ExactLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, recursion: ExactRecursion, network: LayeredNetwork, *parameters: Tensor) -> Tensor:
-        stages: list[Stage] = []
+        stages: list[Any] = []
         layers = recursion._layers(network, True)
         value = recursion._value(network, stages, layers)[0]
         ctx.recursion, ctx.network, ctx.stages, ctx.layers = recursion, network, stages, layers
         ctx.save_for_backward(*parameters)
-        return torch.tensor(value, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64, device=device_of(network))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -246,11 +258,3 @@ def exact_half_width(problem: Problem) -> float:
     return choose_half_width(
         problem, confine=projected_step, relative=_BOX[0], absolute=_BOX[1], paths=2 * 8192
     )
-
-
-def _range(values: np.ndarray, layer: int) -> tuple[float, float]:
-    """The least and the largest; raises NonFiniteError."""
-    least, most = float(values.min()), float(values.max())
-    if not math.isfinite(least + most):
-        raise NonFiniteError(f"layer {layer}: the value function is not finite; take smaller weights", layer)
-    return least, most

@@ -31,7 +31,9 @@ def gaussian_outcomes(
         full = full + h * D[0]
     # a root of a singular covariance has no derivative: lifted by less than rounding does to J
     lift = 1e-12 * full.diagonal(dim1=-2, dim2=-1).sum(-1).detach() + 1e-24
-    factor = torch.linalg.cholesky(full + lift[:, None, None] * torch.eye(dim).to(full))
+    factor, failed = torch.linalg.cholesky_ex(full + lift[:, None, None] * torch.eye(dim).to(full))
+    # weights that are not finite are the recursion's to name, and an accelerator is not to be waited for
+    factor = torch.where((failed == 0)[:, None, None], factor, torch.nan)
     values, weights = Normal(1.0).points(gauss)
     if gauss**dim > MOST_OUTCOMES:
         raise InputError(f"gauss: {gauss} points in {dim} dimensions are more than {MOST_OUTCOMES} outcomes")

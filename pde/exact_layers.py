@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,10 @@ TERMINAL = 400_000
 
 #: the outcomes of a layer at points (Q, d)
 Increments = Callable[[LayeredNetwork, int, Tensor], Outcomes]
+#: the processor's arrays, or a device's tensors
+Values = TypeVar("Values")
+#: what is kept of u_{k+1} as layer k sees it
+Behind = TypeVar("Behind")
 
 
 @dataclass
@@ -40,15 +45,19 @@ class Stage:
     nodal: np.ndarray
 
 
-class Layers(ABC):
+class Layers(ABC, Generic[Values, Behind]):
     """One network's layers: from the value function behind a layer to the one before it, and back."""
 
     @abstractmethod
-    def expectation(self, layer: int, stage: Stage | None) -> np.ndarray:
+    def stage(self, nodal: Values) -> Behind:
+        """What is kept of u with these nodal values (nodes, 2)."""
+
+    @abstractmethod
+    def expectation(self, layer: int, stage: Behind | None) -> Values:
         """u_layer at the nodes, or at the data for layer 0: shape (N, 2). No stage: behind it is Phi."""
 
     @abstractmethod
-    def transposed(self, layer: int, stage: Stage | None, cotangent: np.ndarray) -> np.ndarray:
+    def transposed(self, layer: int, stage: Behind | None, cotangent: Values) -> Values:
         """dJ/du_{layer+1} at the nodes from dJ/du_layer (N, 2); adds to the gradient."""
 
     @abstractmethod
@@ -67,7 +76,16 @@ def chunks(part: slice, size: int = _CHUNK) -> list[slice]:
     return [slice(i, min(i + size, part.stop)) for i in range(part.start, part.stop, size)]
 
 
-class GeneralLayers(Layers):
+class SplineLayers(Layers[np.ndarray, Stage]):
+    """Layers by compiled kernels, on the processor."""
+
+    _spline: TensorSpline
+
+    def stage(self, nodal: np.ndarray) -> Stage:
+        return Stage(self._spline.coefficients(nodal), nodal)
+
+
+class GeneralLayers(SplineLayers):
     """Layers of any network and noise, by the outcomes of each layer at all points."""
 
     def __init__(
@@ -139,7 +157,9 @@ class GeneralLayers(Layers):
                         stage.nodal, -s.half_width, s.spacing, s.cells, self._limit, cotangent[part],
                         d_base, d_factor, d_coefficients, d_nodal,
                     )  # fmt: skip
-                    found = _pull_back(o, d_base, d_factor, self._parameters)
+                    found = pull_back(
+                        o, torch.from_numpy(d_base), torch.from_numpy(d_factor), self._parameters
+                    )
             sums = [_added(a, b) for a, b in zip(sums, found, strict=True)]
         return sums, d_coefficients, d_nodal
 
@@ -182,11 +202,11 @@ def _plain(factor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(factor.detach().numpy())
 
 
-def _pull_back(
-    o: Outcomes, d_base: np.ndarray, d_factor: np.ndarray, parameters: list[Tensor]
+def pull_back(
+    o: Outcomes, d_base: Tensor, d_factor: Tensor, parameters: list[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """Cotangents of base and factor to the parameters."""
-    pairs = [(o.base, torch.from_numpy(d_base)), (o.factor, torch.from_numpy(d_factor))]
+    """Cotangents of base and factor to the parameters, None for 0."""
+    pairs = [(o.base, d_base), (o.factor, d_factor)]
     pairs = [(tensor, cotangent) for tensor, cotangent in pairs if tensor.requires_grad]
     if not pairs:
         return (None,) * len(parameters)

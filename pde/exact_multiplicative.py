@@ -18,7 +18,7 @@ from kolmo.loss import Loss
 from kolmo.network import ResidualNetwork
 from kolmo.pde import recursion_field, recursion_kernels
 from kolmo.pde.exact_jumps import Jumps, terminal
-from kolmo.pde.exact_layers import Layers, Stage, pieces
+from kolmo.pde.exact_layers import SplineLayers, Stage, pieces
 from kolmo.pde.pool import Pool
 from kolmo.pde.spline import TensorSpline
 
@@ -53,7 +53,7 @@ class Grid:
         return self.pool.take(layers, self.spline.dim * max(len(self.spline.nodes), self.data[0].x.shape[1]))
 
 
-class MultiplicativeLayers(Layers):
+class MultiplicativeLayers(SplineLayers):
     """Layers of a two-layer tanh network whose noise multiplies the block.
 
     adjoint: whether derivatives will be asked for. Weights are read once, here.
@@ -70,7 +70,7 @@ class MultiplicativeLayers(Layers):
     ) -> None:
         self._network, self._layers, self._grid = network, layers, grid
         self._terminal = terminal(loss)
-        spline = grid.spline
+        self._spline = spline = grid.spline
         self._dims = (0,) * spline.dim
         self._box = (-spline.half_width, spline.spacing, float(spline.cells))
         self._weights = field.kernel_weights(network.W, network.b, network.V)

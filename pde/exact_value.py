@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kolmo.device import device_of
 from kolmo.errors import InputError, MaximumPrincipleError, ModelError, ResolutionError
 from kolmo.noise.law import GAUSS
 from kolmo.pde.exact import ExactRecursion, exact_half_width
@@ -173,9 +174,8 @@ def _estimate(sequence: list[float]) -> float:
 
 def _discrete(problem: Problem) -> bool:
     """Whether a layer's outcomes are all there are, not a Gauss rule."""
-    counts = {
-        len(problem.noise.outcomes(problem.network, 0, problem.data.points[:1], g).weights) for g in (3, 4)
-    }
+    first = problem.data.points[:1].to(device_of(problem.network))
+    counts = {len(problem.noise.outcomes(problem.network, 0, first, g).weights) for g in (3, 4)}
     return len(counts) == 1
 
 

@@ -64,7 +64,7 @@ def _cell_of(z, lower, spacing, cells):  # type: ignore[no-untyped-def]
     # the cell that holds z (projected onto the box), and the four B-splines there
     upper = lower + spacing * cells
     t = (min(max(z, lower), upper) - lower) / spacing
-    cell = min(int(t + FACE), cells - 1)
+    cell = max(0, min(int(t + FACE), cells - 1))  # nan has no cell, and must not lead out of memory
     s = t - cell
     r = 1.0 - s
     w1 = (4.0 - 6.0 * s * s + 3.0 * s * s * s) / 6.0
