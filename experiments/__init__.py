@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from kolmo.experiments.architectures import Architectures
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.feynman_kac import FeynmanKac
 from kolmo.experiments.four_ways import FourWays
 from kolmo.experiments.linear_quadratic import LinearQuadratic
 from kolmo.experiments.overfitting import Overfitting
@@ -13,7 +15,8 @@ from kolmo.experiments.weak_order import WeakOrder
 
 #: experiments that the command line runs alike; the main job has a command of its own
 STUDIES: dict[str, type[Study]] = {
-    s.name: s for s in (Overfitting, FourWays, WeakOrder, Regularization, LinearQuadratic)
+    s.name: s
+    for s in (Overfitting, FourWays, WeakOrder, Regularization, LinearQuadratic, FeynmanKac, Architectures)
 }
 #: every experiment and what it shows
 EXPERIMENTS = {
@@ -24,8 +27,10 @@ EXPERIMENTS = {
 __all__ = [
     "EXPERIMENTS",
     "STUDIES",
+    "Architectures",
     "BinaryClassification",
     "Claim",
+    "FeynmanKac",
     "FourWays",
     "LinearQuadratic",
     "Overfitting",

@@ -35,6 +35,7 @@ _INDEX = {
     "AuditError": "kolmo.errors",
 }
 _MODULES = (
+    "architectures",
     "chain",
     "control",
     "data",
@@ -51,7 +52,20 @@ _MODULES = (
 __all__ = ["__version__", *_INDEX, *_MODULES]
 
 if TYPE_CHECKING:
-    from kolmo import chain, control, data, errors, experiments, loss, network, noise, pde, sde, training
+    from kolmo import (
+        architectures,
+        chain,
+        control,
+        data,
+        errors,
+        experiments,
+        loss,
+        network,
+        noise,
+        pde,
+        sde,
+        training,
+    )
     from kolmo.chain import Chain
     from kolmo.data import Dataset
     from kolmo.errors import AuditError, InfeasibleError, InputError, KolmoError

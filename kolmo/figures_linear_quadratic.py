@@ -114,3 +114,7 @@ def _legend(figure: Figure, panels: list[Axes]) -> None:
         frameon=False,
         fontsize=9,
     )
+
+
+#: by file name
+FIGURES = {"controls": controls, "hamiltonians": hamiltonians, "gaps": gaps}

@@ -181,3 +181,7 @@ def optima(study: Regularization) -> Figure | None:
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return figure
+
+
+#: by file name
+FIGURES = {"penalty": penalty, "optima": optima}

@@ -76,3 +76,7 @@ def _axes(panel: Axes, depths: list[int]) -> None:
     panel.yaxis.set_major_locator(LogLocator(numticks=12))
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.set_ylim(top=3 * panel.get_ylim()[1])
+
+
+#: by file name
+FIGURES = {"weak_order": weak_order}

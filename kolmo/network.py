@@ -8,6 +8,9 @@ with weights theta_k constant on [kh, (k+1)h). The modified equation asks for f,
 Jacobian and second derivatives at many points for all layers at once: a *jet*. The
 built-in block f = V sigma(W x + b) has its jet in closed form; any other block gets it
 from automatic differentiation, never from differences.
+
+The same blocks under other schemes than forward Euler, on R^d or on images, are `kolmo.architectures`,
+`ResNet.of(network)` and its like; they are found here, too.
 """
 
 from __future__ import annotations
@@ -23,8 +26,36 @@ from torch import Tensor, nn
 from kolmo import memory
 from kolmo.activation import Activation
 from kolmo.activation import activation as find_activation
+from kolmo.architectures import (
+    ARCHITECTURES,
+    Discretisation,
+    FractalNet,
+    LMResNet,
+    LMResNeXt,
+    PolyNet,
+    ResNet,
+    RevNet,
+)
 from kolmo.errors import InfeasibleError, InputError
 from kolmo.field import field_and_advection
+
+__all__ = [
+    "ARCHITECTURES",
+    "AutomaticJet",
+    "CompiledJet",
+    "Discretisation",
+    "FractalNet",
+    "Jet",
+    "LMResNeXt",
+    "LMResNet",
+    "LayeredNetwork",
+    "PolyNet",
+    "ResNet",
+    "ResidualNetwork",
+    "RevNet",
+    "ScaledJet",
+    "TwoLayerJet",
+]
 
 _NO_BRANCHES = "noise: shake-shake needs a block of two branches; give the network `branches`"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +96,8 @@ def write_study(study: Study, claims: list[Claim], folder: Path, *, seconds: flo
 
 def study_figures(name: str) -> dict[str, Callable[[Any], Figure | None]]:
     """The figures of an experiment, by file name."""
-    from kolmo import figures_linear_quadratic, figures_regularization, figures_weak_order
-
-    makers: dict[str, dict[str, Callable[[Any], Figure | None]]] = {
-        "weak_order": {"weak_order": figures_weak_order.weak_order},
-        "regularization": {
-            "penalty": figures_regularization.penalty,
-            "optima": figures_regularization.optima,
-        },
-        "linear_quadratic": {
-            "controls": figures_linear_quadratic.controls,
-            "hamiltonians": figures_linear_quadratic.hamiltonians,
-            "gaps": figures_linear_quadratic.gaps,
-        },
-    }
-    return makers.get(name, {})
+    module = f"kolmo.figures_{name}"  # where an experiment has figures, they are in FIGURES there
+    if find_spec(module) is None:
+        return {}
+    found: dict[str, Callable[[Any], Figure | None]] = import_module(module).FIGURES
+    return found
