@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kolmo import threads
-from kolmo.kernel import kernel
+from kolmo.kernel import aligned, kernel
 
 #: points of a block: a few rows of them and the hidden units stay in cache
-_BLOCK = 256
+_BLOCK = 400
 #: bound on |W_j . x + b_j| up to which the factors of its exponential are far from overflow
 _SEPARABLE = 150.0
 
@@ -107,10 +107,10 @@ def _grid_units(outer, inner, first, lines, units):  # type: ignore[no-untyped-d
         for k in range(lines):
             one, two, start = outer[j, first + k], outer[i, first + k], k * line
             for q in range(line):
-                e, d = one * inner[j, q], two * inner[i, q]
-                below = 1.0 / ((1.0 + e) * (1.0 + d))
-                units[j, start + q] = (1.0 - e) * (1.0 + d) * below
-                units[i, start + q] = (1.0 - d) * (1.0 + e) * below
+                e, d = 1.0 + one * inner[j, q], 1.0 + two * inner[i, q]
+                below = 2.0 / (e * d)
+                units[j, start + q] = below * d - 1.0
+                units[i, start + q] = below * e - 1.0
 
 
 @kernel
@@ -222,7 +222,7 @@ def evaluate(dims, W, b, V, points, line, f, g):  # type: ignore[no-untyped-def]
     """
     m, count = len(b), points.shape[1]
     separable, block, outer, inner = blocks(dims, W, b, points, line)
-    units, here, through = np.empty((m, block)), np.empty((3, block)), np.empty((3, block))
+    units, here, through = aligned(m, block), aligned(3, block), aligned(3, block)
     for start in range(np.uint64(0), np.uint64(count), np.uint64(block)):
         size = min(np.uint64(block), np.uint64(count) - start)
         fill_units(dims, W, b, points, start, size, separable, outer, inner, units)
@@ -244,8 +244,7 @@ def differentiate(dims, W, b, V, points, line, f, d_f, d_g, d_W, d_b, d_V):  # t
     d_b[:] = 0.0
     d_V[:] = 0.0
     separable, block, outer, inner = blocks(dims, W, b, points, line)
-    units, rows = np.empty((m, block)), np.empty((3, 3, block))
-    here, pull, down = rows[0], rows[1], rows[2]
+    units, here, pull, down = aligned(m, block), aligned(3, block), aligned(3, block), aligned(3, block)
     for start in range(np.uint64(0), np.uint64(count), np.uint64(block)):
         size = min(np.uint64(block), np.uint64(count) - start)
         # evaluated again: that takes less time than keeping the units

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import binding
 
 # Loops over rows of one work array are vectorised only where LLVM may test at run time that they do not
@@ -26,7 +27,28 @@ _FAST = {"contract", "reassoc", "nsz"}
 kernel: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
     nogil=True, cache=True, fastmath=_FAST, error_model="numpy"
 )
-#: the same for what may assume that no value is nan: maxima are vectorised only then
-ordered: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
-    nogil=True, cache=True, fastmath=_FAST | {"nnan"}, error_model="numpy"
-)
+
+
+@kernel
+def aligned(rows, columns):  # type: ignore[no-untyped-def]
+    """Room for rows of `columns` or a few more, each from the start of a cache line on."""
+    width = columns + -columns % 8
+    room = np.empty(rows * width + 8)
+    first = -(room.ctypes.data // 8) % 8
+    return room[first : first + rows * width].reshape((rows, width))
+
+
+# A maximum of floats is not vectorised, one of integers is: bits of numbers that are not negative have their
+# order.
+
+
+@kernel
+def bits(value):  # type: ignore[no-untyped-def]
+    """A float's bits as an integer."""
+    return np.float64(value).view(np.int64)
+
+
+@kernel
+def number(found):  # type: ignore[no-untyped-def]
+    """The float with these bits."""
+    return np.int64(found).view(np.float64)

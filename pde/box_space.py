@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from threading import get_ident
 from typing import Any
 
@@ -46,21 +47,22 @@ class BoxSpace(Space):
 
     def rows(self, *shape: int) -> np.ndarray:
         """Rows (*shape, .) of nodal values between margins of zeros; what the values are is left open."""
-        return self.pool.take(*shape, self.stencil.count + 2 * self.stencil.margin)
+        return self.pool.take(*shape, self.stencil.width)
 
     def work(self) -> tuple[np.ndarray, np.ndarray]:
-        """This thread's rows for the time of one call: those of `substep` (5, 2, .) and of `plane`."""
+        """This thread's rows for the time of one call: those of `substep` (7, 2, .) and of `plane`."""
         found = self._work.get(get_ident())
         if found is None:
             s = self.stencil
-            triangles = np.zeros((plane.ROWS, s.margin + s.count if self.dim == 2 else 0))
-            triangles[-1, s.margin : s.margin + len(s.valid)] = s.valid if self.dim == 2 else 0
-            found = self._work[get_ident()] = s.padded(10).reshape(5, 2, -1), triangles
+            triangles = s.padded(plane.ROWS if self.dim == 2 else 1)
+            triangles[-1, s.margin : s.margin + len(s.valid)] = s.valid
+            found = self._work[get_ident()] = s.padded(14).reshape(7, 2, -1), triangles
         return found
 
     def padded(self, u: np.ndarray) -> np.ndarray:
-        """u (Q, C) as rows (C, .) with margins of zeros, and one more row where C is odd."""
+        """u (Q, C) as rows (C, .) with margins of zeros, and one more row of zeros where C is odd."""
         rows = self.rows(u.shape[1] + u.shape[1] % 2)
+        rows[u.shape[1] :] = 0.0
         rows[: u.shape[1], self.stencil.margin : self.stencil.margin + len(u)] = u.T
         return rows
 
@@ -111,12 +113,12 @@ class BoxSpace(Space):
             a = np.stack([diffusion[:, i, j] for i, j in components(self.dim, False)])
         K, b = self.rows(len(s.offsets)), rows_of(drift)
         if self.dim == 2:
-            sizes = (self.cells + 1, s.c1, s.c2, s.inverse, self.work()[1])
+            sizes = (self.cells + 1, s.margin, s.c1, s.c2, s.inverse, self.work()[1])
             rate = plane.assemble((0,) * len(a), b, a, *sizes, K)
         else:
             tables = (s.table(diagonal), s.paths, s.nodes, s.slots, s.valid)
             rate = kernels.assemble(b, a, *tables, s.margin, s.c1, s.c2, s.lumped, K)
-        if not np.isfinite(rate):
+        if not math.isfinite(rate):
             check_coefficients(drift, diffusion, self.mesh.points)
         return BoxGenerator(self, K, float(rate))
 
@@ -140,7 +142,7 @@ class BoxSpace(Space):
     def _pull(self, cotangent: np.ndarray, d_b: np.ndarray, d_a: np.ndarray, diagonal: bool) -> None:
         s = self.stencil
         if self.dim == 2:
-            sizes = (self.cells + 1, s.c1, s.c2, self.work()[1])
+            sizes = (self.cells + 1, s.margin, s.c1, s.c2, self.work()[1])
             plane.pullback((0,) * len(d_a), cotangent, *sizes, d_b, d_a)
         else:
             tables = (s.table(diagonal), s.paths, s.nodes, s.slots, s.valid)
@@ -177,7 +179,7 @@ class BoxGenerator(Generator):
         stencil = self.space.stencil
         G = np.empty((len(stencil.offsets), stencil.count))
         rows = (self.space.padded(p), self.space.padded(u))
-        substep.sensitivity(*rows, self.space.near.every, (0,) * p.shape[1], G)
+        substep.sensitivity(*rows, self.space.near, (0,) * len(rows[0]), G)
         return G
 
     def explicit(self, dt: float, count: int, corrections: int) -> BoxSteps:
@@ -212,13 +214,16 @@ class BoxSteps(ExplicitSteps):
         self._fixed = (generator.K, space.stencil.inverse, space.near, corrections, dt)
 
     def backward(self, u: np.ndarray) -> np.ndarray:
-        return self._taylor(u, 2)[0] if u.shape[1] == 2 else super().backward(u)
+        return self._taylor(u, self._box.work()[0][5:]) if u.shape[1] == 2 else super().backward(u)
 
     def forward(self, rho: np.ndarray) -> np.ndarray:
         return self._transposed(rho)[0] if rho.shape[1] == 2 else super().forward(rho)
 
     def record(self, u: np.ndarray) -> tuple[np.ndarray, Any]:
-        return self._taylor(u, 4) if u.shape[1] == 2 else super().record(u)
+        if u.shape[1] != 2:
+            return super().record(u)
+        found = self._box.rows(4, 2)
+        return self._taylor(u, found), found
 
     def adjoint(self, rho: np.ndarray, record: Any) -> tuple[np.ndarray, np.ndarray]:
         if rho.shape[1] != 2:
@@ -231,13 +236,13 @@ class BoxSteps(ExplicitSteps):
         # w_1 goes with the first weight, ..., w_4 = u with the fourth
         width = record.shape[2]
         states, flat = record.reshape(-1, width), weights.reshape(-1, width)
-        substep.sensitivity(flat, states, self._box.near.every, (0,) * len(flat), G)
+        substep.sensitivity(flat, states, self._box.near, (0,) * len(flat), G)
         return density, G
 
-    def _taylor(self, u: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
-        out, found = np.empty(u.shape[::-1]), self._box.rows(kept, 2)
+    def _taylor(self, u: np.ndarray, found: np.ndarray) -> np.ndarray:
+        out = np.empty(u.shape[::-1])
         substep.stages(*self._fixed, rows_of(u), found, self._box.work()[0], out)
-        return out.T, found
+        return out.T
 
     def _transposed(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         out, weights = np.empty(rho.shape[::-1]), self._box.rows(4, 2)
@@ -248,13 +253,14 @@ class BoxSteps(ExplicitSteps):
 def _neighbours(stencil: Stencil) -> substep.Neighbours:
     every = (stencil.margin + stencil.offsets).astype(np.uint64)
     shifts, weights = tuple(every[1:]), tuple(float(w) for w in stencil.defect_inside[1:])
-    # the compiler unrolls short sums only; an unused second part may hold anything
-    cut = min(len(shifts), 7)
+    # the compiler unrolls short sums only; an unused part may hold anything, and in the plane both are unused
+    flat = stencil.dim == 2
+    cut = 1 if flat else min(len(shifts), 7)
     return substep.Neighbours(
         margin=every[0],
         near=shifts[:cut],
         far=shifts[cut:] or shifts[:1],
-        more=len(shifts) > cut,
+        more=len(shifts) > cut and not flat,
         inside=float(stencil.defect_inside[0]),
         near_inside=weights[:cut],
         far_inside=weights[cut:] or weights[:1],
@@ -262,4 +268,5 @@ def _neighbours(stencil: Stencil) -> substep.Neighbours:
         listed=stencil.defect_boundary,
         every=every,
         zero=stencil.padded(2),
+        line=np.uint64(stencil.cells + 1 if flat else 0),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kolmo.kernel import FINITE, kernel, ordered
+from kolmo.kernel import FINITE, bits, kernel, number
 
 
 @kernel
@@ -117,28 +117,20 @@ def pulled(starts, entry, blocks, cotangent, parts, out):  # type: ignore[no-unt
                 out[q, i] += blocks[k, i] * pull
 
 
-@ordered
-def _extremes(u, c):  # type: ignore[no-untyped-def]
-    top, bottom = u[0, c], u[0, c]
-    for q in range(len(u)):
-        top = max(top, u[q, c])
-        bottom = min(bottom, u[q, c])
-    return top, bottom
-
-
 @kernel
 def overshoot(u, lower, upper):  # type: ignore[no-untyped-def]
     """How far u (Q, C) is beyond the bounds (C,) of its columns, 0 or more; inf where it is not finite."""
     worst = 0.0
     for c in range(u.shape[1]):
-        total = 0.0
+        low, high, total, beyond = lower[c], upper[c], 0.0, np.int64(0)
         for q in range(len(u)):
-            total += u[q, c]
+            value = u[q, c]
+            total += value
+            beyond = max(beyond, bits(max(value - high, low - value, 0.0)))
         # comparisons let a nan pass, sums do not
         if not abs(total) <= FINITE:
             return np.inf
-        top, bottom = _extremes(u, c)
-        worst = max(worst, top - upper[c], lower[c] - bottom)
+        worst = max(worst, number(beyond))
     return worst
 
 

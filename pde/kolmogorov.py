@@ -183,14 +183,14 @@ class BackwardKolmogorov:
 
         return self._steps(lambda layer: (drift[layer], diffusion[layer]), len(drift), step)
 
-    def _steps(self, at: At, layers: int, step: float) -> Sequence[Steps]:
+    def _steps(self, at: At, layers: int, step: float, kept: bool = True) -> Sequence[Steps]:
         def make(layer: int) -> Steps:
             coefficients = at(layer)
             with section("assembly"):
                 generator = self.space.generator(*coefficients)
                 return self.propagator.on_layer(self.space, generator, step, layer)
 
-        return LayerSteps(layers, make)
+        return LayerSteps(layers, make, kept)
 
     def march(self, drift: np.ndarray, diffusion: np.ndarray, step: float) -> tuple[float, Trajectory]:
         """J and the backward trajectory for nodal coefficients (L, Q, d) and (L, Q, d[, d]).
@@ -214,7 +214,8 @@ class BackwardKolmogorov:
         one where the states do not fit.
         """
         self.last = None
-        steps = self._steps(at, layers, step)
+        # a value asks for each layer once: then the next one takes its memory while that is in cache
+        steps = self._steps(at, layers, step, adjoint)
         kept = self._plan(steps, adjoint)
         if kept is not None and kept.snapshots is None:
             trajectory = self._trajectory(steps, at, kept.record)

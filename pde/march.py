@@ -135,7 +135,7 @@ def backward(
     Raises MaximumPrincipleError where u leaves the range by more than VIOLATION_LIMIT of it
     before the clip, and NonFiniteError, each with the layer.
     """
-    bounds, layers, u = Bounds.of(space, terminal, limit), [Layer() for _ in steps], terminal
+    bounds, layers, u = Bounds.of(space, terminal, limit), [Layer() for _ in range(len(steps))], terminal
     trajectory = Trajectory(
         steps=steps,
         initial=terminal,

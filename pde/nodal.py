@@ -48,7 +48,7 @@ class NodalLayers:
         self._width, self._dims = network.width, (0,) * nodes.dim
         self._given = (*field.kernel_weights(network.W, network.b, network.V), equation.scales)
         # of every layer the field, and the drift before the taper
-        self._kept = [self._room() for _ in range(self.depth)] if adjoint else []
+        self._kept = nodes.pool.take(self.depth if adjoint else 0, 2, nodes.dim, nodes.count)
         self._gradient = tuple(np.zeros_like(w) for w in self._given[:3]) if adjoint else ()
         self._entries = nodes.dim if equation.diagonal else nodes.dim**2
         self._ahead: dict[int, Future[tuple[np.ndarray, np.ndarray]]] = {}
@@ -98,7 +98,7 @@ class NodalLayers:
         return [p[layer] for p in self._given]
 
     def _evaluate(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, kept = self.empty(), self._kept[layer] if len(self._kept) else self._room()
+        rows, kept = self.empty(), self._kept[layer] if self.adjoint else self._room()
         _forward(self._dims, *self._layer(layer), *self.nodes.fixed, kept, rows)
         return self.shaped(rows)
 

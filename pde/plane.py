@@ -3,36 +3,38 @@ r"""`stencil`'s maps between coefficients and K in the plane, fused: one pass ov
 A cube with lowest corner q has the triangles A = (q, q + N, q + N + 1) and B = (q, q + 1, q + N + 1), N nodes
 in a line; F and S of `stencil`, kept for both, are 0 outside of the mesh. Slots of K are, in order, the
 neighbours at 0, 1, N, N + 1, -N - 1, -N, -1. `parts` is a tuple with an entry for each component of the
-diffusion, (a_00, a_11) or (a_00, a_11, a_01): its length is a constant to the compiler. Rows of `work` have a
-margin of N + 1 zeros before the first node. Source of the entries: `stencil`, which tests compare with.
+diffusion, (a_00, a_11) or (a_00, a_11, a_01): its length is a constant to the compiler. Rows of `work` and K
+have a margin of zeros before the first node, N + 1 or more. Source of the entries: `stencil`, which tests
+compare with.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from kolmo.kernel import FINITE, kernel
+from kolmo.kernel import FINITE, bits, kernel, number
 
 #: rows of `work`: F_0, F_1, S_00, S_11, S_01 of A, the same of B, and the mask
 ROWS = 11
 
 
 @kernel
-def _triangles(parts, b, a, N, c1, c2, work):  # type: ignore[no-untyped-def]
-    one, up, margin = np.uint64(1), np.uint64(N), np.uint64(N) + np.uint64(1)
-    for q in range(np.uint64(b.shape[1]) - margin):
+def _triangles(parts, b, a, N, margin, c1, c2, work):  # type: ignore[no-untyped-def]
+    one, up, margin = np.uint64(1), np.uint64(N), np.uint64(margin)
+    across = up + one
+    for q in range(np.uint64(b.shape[1]) - across):
         m, p = work[10, q + margin], q + margin
         x, y, z = a[0, q], a[0, q + up], a[0, q + one]
-        far = a[0, q + margin]
+        far = a[0, q + across]
         X, Y, Z = a[1, q], a[1, q + up], a[1, q + one]
-        Far = a[1, q + margin]
-        base0, base1 = b[0, q] + b[0, q + margin], b[1, q] + b[1, q + margin]
+        Far = a[1, q + across]
+        base0, base1 = b[0, q] + b[0, q + across], b[1, q] + b[1, q + across]
         A0 = c1 * (base0 + b[0, q + up]) - c2 * (y - x)
         A1 = c1 * (base1 + b[1, q + up]) - c2 * (Far - Y)
         B0 = c1 * (base0 + b[0, q + one]) - c2 * (far - z)
         B1 = c1 * (base1 + b[1, q + one]) - c2 * (Z - X)
         if len(parts) > 2:
-            s, t, u, v = a[2, q], a[2, q + up], a[2, q + one], a[2, q + margin]
+            s, t, u, v = a[2, q], a[2, q + up], a[2, q + one], a[2, q + across]
             A0 -= c2 * (v - t)
             A1 -= c2 * (t - s)
             B0 -= c2 * (u - s)
@@ -45,28 +47,19 @@ def _triangles(parts, b, a, N, c1, c2, work):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _bits(number):  # type: ignore[no-untyped-def]
-    return np.float64(number).view(np.int64)
-
-
-@kernel
-def _number(bits):  # type: ignore[no-untyped-def]
-    return np.int64(bits).view(np.float64)
-
-
-@kernel
-def assemble(parts, b, a, N, c1, c2, inverse, work, K):  # type: ignore[no-untyped-def]
+def assemble(parts, b, a, N, margin, c1, c2, inverse, work, K):  # type: ignore[no-untyped-def]
     """K (7, padded) from nodal b (2, Q) and packed a (2 or 3, Q); returns the rate, as `stencil`'s does.
 
-    work: (ROWS, margin + Q), the mask in its last row.
+    work: (ROWS, margin + Q or more), the mask in its last row.
     """
-    _triangles(parts, b, a, N, c1, c2, work)
-    one, up, margin = np.uint64(1), np.uint64(N), np.uint64(N) + np.uint64(1)
-    # a maximum of floats is not vectorised; the bits of positive ones are in the same order
+    _triangles(parts, b, a, N, margin, c1, c2, work)
+    one, up, margin = np.uint64(1), np.uint64(N), np.uint64(margin)
+    across = up + one
     largest, total = np.int64(0), 0.0
     for r in range(np.uint64(b.shape[1])):
         p = r + margin
-        left, down, low = r + up, r + one, r  # cubes of which r is another corner than the lowest
+        # cubes of which r is another corner than the lowest
+        left, down, low = r + (margin - one), r + (margin - up), r + (margin - across)
         h0, h1 = c1 * b[0, r], c1 * b[1, r]
         m, m_left, m_down, m_low = work[10, p], work[10, left], work[10, down], work[10, low]
         k1 = (
@@ -92,18 +85,19 @@ def assemble(parts, b, a, N, c1, c2, inverse, work, K):  # type: ignore[no-untyp
         K[0, p], K[1, p], K[2, p], K[3, p], K[4, p], K[5, p], K[6, p] = diagonal, k1, k2, k3, k4, k5, k6
         row = inverse[r] * (abs(diagonal) + abs(k1) + abs(k2) + abs(k3) + abs(k4) + abs(k5) + abs(k6))
         total += row
-        largest = max(largest, _bits(row))
+        largest = max(largest, bits(row))
     # a comparison alone would let a nan pass
-    return _number(largest) if total <= FINITE else np.nan
+    return number(largest) if total <= FINITE else np.nan
 
 
 @kernel
-def pullback(parts, G, N, c1, c2, work, d_b, d_a):  # type: ignore[no-untyped-def]
+def pullback(parts, G, N, margin, c1, c2, work, d_b, d_a):  # type: ignore[no-untyped-def]
     """The transpose of `assemble`: derivatives by b (2, Q) and packed a (2 or 3, Q), as `stencil`'s."""
-    one, up, margin = np.uint64(1), np.uint64(N), np.uint64(N) + np.uint64(1)
+    one, up, margin = np.uint64(1), np.uint64(N), np.uint64(margin)
+    across = up + one
     count = np.uint64(G.shape[1])
-    for q in range(count - margin):
-        p, far = q + margin, q + margin
+    for q in range(count - across):
+        p, far = q + margin, q + across
         m = work[10, p]
         g2, g3, g5, g1, g4, g6 = G[2, q], G[3, q], G[5, q + up], G[1, q + up], G[4, far], G[6, far]
         work[0, p], work[1, p] = m * (g2 - g5 - g4 + g6), m * (g3 + g1 - g2 - g6)
@@ -116,7 +110,7 @@ def pullback(parts, G, N, c1, c2, work, d_b, d_a):  # type: ignore[no-untyped-de
             work[9, p] = m * (g3 + g4 - f1 - f6 - f2 - f5)
     for v in range(count):
         p = v + margin
-        left, down, low = v + up, v + one, v
+        left, down, low = v + (margin - one), v + (margin - up), v + (margin - across)
         m, m_left, m_down, m_low = work[10, p], work[10, left], work[10, down], work[10, low]
         g1, g2, g3, g4, g5, g6 = G[1, v], G[2, v], G[3, v], G[4, v], G[5, v], G[6, v]
         A0, A0_down, A0_low = work[0, p], work[0, down], work[0, low]

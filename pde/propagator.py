@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Propagator(ABC):
 _RATE_LIMIT = (2.0, 1.5, 1.2, 1.0)
 
 
+@lru_cache
 def _rate_limit(corrections: int, dim: int) -> float:
     """The bound in d dimensions.
 

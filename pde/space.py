@@ -90,12 +90,13 @@ class Steps(ABC):
 class LayerSteps(Sequence[Steps]):
     """The substeps of all layers, each made when first asked for: then K is still in cache as it marches.
 
-    make: of a layer's number; it may raise, then and again.
+    make: of a layer's number; it may raise, then and again. kept: as long as this is, else a layer is made
+    each time it is asked for.
     """
 
-    def __init__(self, layers: int, make: Callable[[int], Steps]) -> None:
+    def __init__(self, layers: int, make: Callable[[int], Steps], kept: bool = True) -> None:
         self._made: list[Steps | None] = [None] * layers
-        self._make = make
+        self._make, self._kept = make, kept
 
     def __len__(self) -> int:
         return len(self._made)
@@ -106,7 +107,9 @@ class LayerSteps(Sequence[Steps]):
         layer = range(len(self))[layer]
         found = self._made[layer]
         if found is None:
-            found = self._made[layer] = self._make(layer)
+            found = self._make(layer)
+            if self._kept:
+                self._made[layer] = found
         return found
 
 

@@ -20,6 +20,7 @@ from itertools import permutations
 import numpy as np
 
 from kolmo.kernel import FINITE, kernel
+from kolmo.pde.pool import LINE, zeros
 
 #: cubes of a block: its rows stay in cache
 _BLOCK = 512
@@ -28,7 +29,8 @@ _BLOCK = 512
 class Stencil:
     """Numbering and constants of a box of `cells` intervals a direction of length `spacing`.
 
-    offsets (S,): of neighbours in flat numbering; margin: the largest. paths (d!, d + 2): directions
+    offsets (S,): of neighbours in flat numbering. margin: the largest or a bit more, and width: of padded
+    rows, both whole cache lines. paths (d!, d + 2): directions
     p_0..p_{d+1} of each kind of simplex, d for the absent ones; nodes (d!, d + 1): its vertices' offsets;
     slots (d!, d + 1, d + 1): the stencil entry of each pair of its vertices. valid (.,): 1 where a node is
     the lowest corner of a cube, 0 at the upper ends of the axes, up to the last cube.
@@ -40,7 +42,9 @@ class Stencil:
         stride = (cells + 1) ** np.arange(dim - 1, -1, -1)
         ups = [int(stride @ [(mask >> i) & 1 for i in range(dim)]) for mask in range(1, 2**dim)]
         self.offsets = np.array([0, *sorted(ups), *sorted(-up for up in ups)])
-        self.margin = int(self.offsets.max())
+        reach = int(self.offsets.max())
+        self.margin = reach + -reach % LINE
+        self.width = self.count + -self.count % LINE + 2 * self.margin
         where = {int(offset): s for s, offset in enumerate(self.offsets)}
         orders = list(permutations(range(dim)))
         self.paths = np.array([[dim, *order, dim] for order in orders])
@@ -48,7 +52,7 @@ class Stencil:
         self.slots = np.array([[[where[int(s - r)] for s in v] for r in v] for v in self.nodes])
         lowest = np.zeros((cells + 1,) * dim)
         lowest[(slice(cells),) * dim] = 1
-        self.valid = np.ascontiguousarray(lowest.reshape(-1)[: self.count - self.margin])
+        self.valid = np.ascontiguousarray(lowest.reshape(-1)[: self.count - reach])
         volume = spacing**dim / math.factorial(dim)
         self.c1 = volume / ((dim + 1) * (dim + 2) * spacing)
         self.c2 = volume / (2 * (dim + 1) * spacing**2)
@@ -94,8 +98,8 @@ class Stencil:
         return table
 
     def padded(self, rows: int) -> np.ndarray:
-        """Zeros (rows, margin + count + margin), so that neighbours of all nodes may be read."""
-        return np.zeros((rows, self.count + 2 * self.margin))
+        """Zeros (rows, width): nodes between margins, so that neighbours of all nodes may be read."""
+        return zeros(rows, self.width)
 
 
 @kernel

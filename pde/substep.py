@@ -15,9 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kolmo.kernel import kernel
-
-#: nodes of a block: what a chain of products works on stays in the nearest cache
-_BLOCK = 100000
+from kolmo.pde import plane_steps
 
 
 class Neighbours(NamedTuple):
@@ -25,7 +23,8 @@ class Neighbours(NamedTuple):
 
     near, far: tuples of shifts; far is read where `more`. inside: the interior row's entry of the vertex;
     near_inside, far_inside: those of its neighbours. boundary: vertices that have other rows, listed, with
-    all shifts in `every`. zero: two padded rows.
+    all shifts in `every`. zero: two padded rows. line: nodes in a line of the plane, 0 in other dimensions;
+    `plane_steps` has the sums then.
     """
 
     margin: np.uint64
@@ -39,6 +38,7 @@ class Neighbours(NamedTuple):
     listed: np.ndarray
     every: np.ndarray
     zero: np.ndarray
+    line: np.uint64
 
 
 # Rows go in pairs, which share what is read of K.
@@ -73,7 +73,9 @@ def apply(K, near, scale, w, scratch, out):  # type: ignore[no-untyped-def]
     """out = scale (Q,) times K w, for w, scratch, out (C, padded), C even."""
     for c in range(0, len(out), 2):
         pair, result = (w[c], w[c + 1]), (out[c], out[c + 1])
-        if near.more:
+        if near.line > 0:
+            plane_steps.apply(K, near.line, near.margin, scale, *pair, *result)
+        elif near.more:
             half = scratch[c], scratch[c + 1]
             _apply_all(K, near.near, near.margin, scale, *pair, *half)
             _apply_more(K, 1 + len(near.near), near.far, near.margin, scale, *pair, *half, *result)
@@ -111,7 +113,9 @@ def transpose(K, near, p, scratch, out):  # type: ignore[no-untyped-def]
     """out (C, Q) = K^T p for p (C, padded), scratch (C, Q), C even."""
     for c in range(0, len(out), 2):
         pair, result = (p[c], p[c + 1]), (out[c], out[c + 1])
-        if near.more:
+        if near.line > 0:
+            plane_steps.transpose(K, near.line, near.margin, *pair, *result)
+        elif near.more:
             half = scratch[c], scratch[c + 1]
             _transpose_all(K, near.near, near.margin, *pair, *half)
             _transpose_more(K, 1 + len(near.near), near.far, near.margin, *pair, *half, *result)
@@ -135,6 +139,10 @@ def _defect_part(weights, shifts, margin, centre, share, base, under, y, z, row,
 def defect(near, base, share, y, r, scratch, out):  # type: ignore[no-untyped-def]
     """out = share (y + (I - Ml^-1 M) r) + base, all (C, padded), C even."""
     margin, centre = near.margin, near.inside
+    if near.line > 0:
+        for c in range(len(out)):
+            plane_steps.correct(near.line, margin, share, base[c], y[c], r[c], out[c])
+        return
     for c in range(0, len(out), 2):
         d = c + 1
         rows, given, end = (r[c], r[d]), (base[c], base[d], y[c], y[d]), (out[c], out[d])
@@ -163,7 +171,11 @@ def _solve(near, corrections, base, share, work, out):  # type: ignore[no-untype
     last = first
     for k in range(corrections - 1):
         into = work[k % 2]
-        defect(near, near.zero, 1.0, first, last, work[3], into)
+        if k == 0 and near.line > 0:
+            for c in range(len(out)):
+                plane_steps.defect(1.0, near.line, near.margin, first[c], into[c])
+        else:
+            defect(near, near.zero, 1.0, first, last, work[3], into)
         last = into
     if corrections > 0:
         defect(near, base, share, first, last, work[3], out)
@@ -177,7 +189,8 @@ def _solve(near, corrections, base, share, work, out):  # type: ignore[no-untype
 def stages(K, inverse, near, corrections, dt, u, found, work, out):  # type: ignore[no-untyped-def]
     """out (C, Q) = w_0 of one substep from u = w_4 (C, Q), with the stages w_1, ..., w_4 in `found`.
 
-    found: (4, C, padded), or (2, C, padded) where the stages are not wanted; work: (5, C, padded); C even.
+    found: (4, C, padded), or (2, C, padded) where the stages are not wanted. work: (5 or more, C, padded).
+    C even.
     """
     margin = np.int64(near.margin)
     classes, count = u.shape
@@ -202,43 +215,44 @@ def stages(K, inverse, near, corrections, dt, u, found, work, out):  # type: ign
 def forward(K, inverse, near, corrections, dt, rho, weights, work, out):  # type: ignore[no-untyped-def]
     """out (C, Q): the density rho one substep later; fills the cotangent's weights (4, C, padded).
 
-    work: (5, C, padded); C even.
+    work: (5 or more, C, padded); C even.
     """
     classes, count = rho.shape
     y, half = np.empty((classes, count)), np.empty((classes, count if near.more else 0))
     for c in range(classes):
-        old, new = rho[c], out[c]
-        for q in range(count):
-            y[c, q] = old[q]
-            new[q] = old[q]
+        row, into, first = rho[c], out[c], work[2, c]
+        for q in range(np.uint64(count)):
+            into[q] = row[q]
+            first[q + near.margin] = inverse[q] * row[q]
     for stage in range(4):
-        for c in range(classes):
-            row, into = y[c], work[2, c]
-            for q in range(np.uint64(count)):
-                into[q + near.margin] = inverse[q] * row[q]
         _solve(near, corrections, near.zero, dt / (stage + 1), work, weights[stage])
         transpose(K, near, weights[stage], half, y)
         for c in range(classes):
-            row, into = y[c], out[c]
-            for q in range(count):
+            row, into, first = y[c], out[c], work[2, c]
+            for q in range(np.uint64(count)):
                 into[q] += row[q]
+                first[q + near.margin] = inverse[q] * row[q]
 
 
 @kernel
 def roughness(near, lumped, u, work):  # type: ignore[no-untyped-def]
     """sum Ml |(I - Ml^-1 M) u| / sum Ml |u - mean u| for u (C, Q), the larger of the rows.
 
-    work: (5, C, padded); C even.
+    work: (5 or more, C, padded); C even.
     """
-    worst, volume, margin, count = 0.0, lumped.sum(), near.margin, np.uint64(len(lumped))
+    worst, margin, count = 0.0, near.margin, np.uint64(len(lumped))
     for c in range(len(u)):
         row, into = u[c], work[0, c]
         for q in range(count):
             into[q + margin] = row[q]
-    defect(near, near.zero, 1.0, near.zero, work[0], work[1], work[2])
+        if near.line > 0:
+            plane_steps.defect(0.0, near.line, margin, into, work[2, c])
+    if near.line == 0:
+        defect(near, near.zero, 1.0, near.zero, work[0], work[1], work[2])
     for c in range(len(u)):
-        row, rest, total, rough, variation = u[c], work[2, c], 0.0, 0.0, 0.0
+        row, rest, volume, total, rough, variation = u[c], work[2, c], 0.0, 0.0, 0.0, 0.0
         for q in range(count):
+            volume += lumped[q]
             total += lumped[q] * row[q]
         mean = total / volume
         for q in range(count):
@@ -249,12 +263,15 @@ def roughness(near, lumped, u, work):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sensitivity(weights, states, every, rows, G):  # type: ignore[no-untyped-def]
+def sensitivity(weights, states, near, rows, G):  # type: ignore[no-untyped-def]
     """G (S, Q) = sum p_q (u_{q + offset_s} - u_q) over rows of padded p, u (n, .); row 0 is zero.
 
-    every: all shifts (S,), S odd. rows: a tuple of n entries, whose length is a constant to the compiler.
+    rows: a tuple of n entries, n even, whose length is a constant to the compiler.
     """
-    count, margin = np.uint64(G.shape[1]), every[0]
+    if near.line > 0:
+        plane_steps.sensitivity(weights, states, near.line, near.margin, G)
+        return
+    count, margin, every = np.uint64(G.shape[1]), near.margin, near.every
     G[0] = 0.0
     for s in range(1, len(every), 2):  # by twos, which share the weights
         first, second, one, two = G[s], G[s + 1], every[s], every[s + 1]

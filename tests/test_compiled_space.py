@@ -14,7 +14,7 @@ from kolmo.errors import InputError, MissingBackendError, NonFiniteError
 from kolmo.modified import Coefficients
 from kolmo.pde import BackwardKolmogorov, Explicit, Implicit, backend, make_space, space_on
 from kolmo.pde.boundary import Taper, profile
-from kolmo.pde.box_space import BoxSpace
+from kolmo.pde.box_space import BoxSpace, BoxSteps
 from kolmo.pde.csr import clip, overshoot, roughness
 from kolmo.pde.propagator import ExplicitSteps
 from kolmo.pde.space import Space
@@ -57,6 +57,19 @@ def test_masses_and_interpolation(pair: tuple[Space, Space]) -> None:
     x[7, 0] = 1.71
     with pytest.raises(InputError, match="outside the box"):
         box.interpolation(x)
+
+
+@pytest.mark.parametrize("cells", [2, 3, 17])
+def test_lines_of_the_plane(cells: int) -> None:
+    """Both classes on meshes of boundary mostly and on one that is not: mass, roughness, K, its transpose."""
+    plain, box = (make_space(name, 2, cells, 1.7) for name in ("skfem", "box"))
+    u = np.random.default_rng(cells).standard_normal((len(plain.lumped_mass), 2))
+    close(plain.mass_defect(u), box.mass_defect(u))
+    for columns in (u, 3 + np.asfortranarray(u)):
+        assert box.roughness(columns) == pytest.approx(Space.roughness(plain, columns), rel=1e-12)
+    A, B = (space.generator(*coefficients(plain, True)) for space in (plain, box))
+    close(A.apply(u), B.apply(u))
+    close(A.transpose(u), B.transpose(u))
 
 
 @pytest.mark.parametrize("diagonal", [True, False], ids=["diagonal", "full"])
@@ -224,6 +237,22 @@ def test_the_tapers_derivative(full: bool) -> None:
 
 
 # ------------------------------------------------------------------ together
+
+
+def test_layers_are_made_as_they_are_marched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last first, each just before its substeps: what it is made of is in cache then."""
+    events: list[str] = []
+    for owner, name in ((BoxSpace, "generator"), (BoxSteps, "_taylor")):
+        plain = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, p=plain, n=name: (events.append(n), p(*a))[1])
+    equation = BackwardKolmogorov(problem(2, depth=3), cells=12, half_width=3.0)
+    for gradient in (False, True):
+        events.clear()
+        with torch.set_grad_enabled(gradient):
+            equation.expected_loss()
+        first = [k for k, event in enumerate(events) if event == "generator"]
+        assert len(first) == 3 and events[-1] == "_taylor"
+        assert all(events[k - 1] == "_taylor" for k in first[1:])
 
 
 @pytest.mark.parametrize("name", ["dropout", "hidden", "depth", "injection"])

@@ -242,20 +242,22 @@ def test_the_plane_is_the_stencils(cells: int, components: int) -> None:
     rng = np.random.default_rng(cells)
     b, a = rng.standard_normal((2, s.count)), rng.standard_normal((components, s.count))
     tables = (s.table(components == 2), s.paths, s.nodes, s.slots, s.valid)
-    work = np.zeros((plane.ROWS, s.margin + s.count))
+    work = np.zeros((plane.ROWS, s.width))
     work[-1, s.margin : s.margin + len(s.valid)] = s.valid
-    K = np.zeros((2, 7, s.count + 2 * s.margin))
+    K = np.zeros((2, 7, s.width))
     one = stencil.assemble(b, a, *tables, s.margin, s.c1, s.c2, s.lumped, K[0])
-    two = plane.assemble((0,) * components, b, a, cells + 1, s.c1, s.c2, s.inverse, work, K[1])
+    two = plane.assemble((0,) * components, b, a, cells + 1, s.margin, s.c1, s.c2, s.inverse, work, K[1])
     assert one == pytest.approx(two, rel=1e-13)
     close(K[0], K[1])
     G, found = rng.standard_normal((7, s.count)), np.empty((2, 2 + components, s.count))
     stencil.pullback(G, *tables, s.c1, s.c2, found[0, :2], found[0, 2:])
-    plane.pullback((0,) * components, G, cells + 1, s.c1, s.c2, work, found[1, :2], found[1, 2:])
+    plane.pullback((0,) * components, G, cells + 1, s.margin, s.c1, s.c2, work, found[1, :2], found[1, 2:])
     close(found[0], found[1])
     for bad in (np.nan, np.inf):
         b[1, 4] = bad
-        assert np.isnan(plane.assemble((0,) * components, b, a, cells + 1, s.c1, s.c2, s.inverse, work, K[1]))
+        assert np.isnan(
+            plane.assemble((0,) * components, b, a, cells + 1, s.margin, s.c1, s.c2, s.inverse, work, K[1])
+        )
 
 
 # ------------------------------------------------------------------ memory that is used again
@@ -277,6 +279,7 @@ def test_a_pool_lends_what_nobody_holds() -> None:
     gc.collect()
     assert place in {a.ctypes.data for a in [pool.take(3, 4) for _ in range(1)] + [pool.take(3, 4)]}
     assert pool.take(4, 3).shape == (4, 3)
+    assert all(pool.take(2, n).ctypes.data % 64 == 0 for n in range(1, 40))
 
 
 def test_a_pool_does_not_hoard() -> None:
