@@ -27,9 +27,12 @@ from kolmo.errors import InputError
 from kolmo.network import LayeredNetwork
 from kolmo.pde.kolmogorov import BackwardKolmogorov
 from kolmo.penalty import Penalty
+from kolmo.problem import Problem
 
 #: relative to the gradient without penalties and projection: below, weights count as stationary
 STATIONARY = 1e-4
+#: tolerance of the eigenvectors
+_LANCZOS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Optimality:
     hamiltonian: H_k of every layer (L,), loss per time. residual: |theta_k - P(theta_k - dH_k/dtheta_k)| of
     every layer (L,). value: the objective. norm: of its projected gradient, |theta - P(theta - gradient)|;
     gradient: that of the gradient itself. scale: what `verdict` compares the norm with. eigenvalues: the
-    leading ones of the objective's Hessian, largest modulus first (None where they were not asked for).
+    leading ones of the objective's Hessian, largest modulus first (None where they were not asked for, or all
+    weights but one are held).
     on_boundary: how many weights the admissible set holds.
     """
 
@@ -81,24 +85,28 @@ def shares(penalty: Penalty, network: LayeredNetwork) -> np.ndarray:
 
 
 def optimality(
-    equation: BackwardKolmogorov,
+    problem: Problem | BackwardKolmogorov,
     penalties: Sequence[Penalty] = (),
     admissible: Admissible | None = None,
     *,
-    eigenvalues: int = 0,
+    eigenvalues: int | None = None,
     scale: float | None = None,
 ) -> Optimality:
     """Pontryagin's conditions at the problem's present weights.
 
-    eigenvalues: how many of the Hessian's to compute (by Lanczos, on the weights that the set does not hold).
+    problem: or its equation on a mesh of your own; by default that of `BackwardKolmogorov(problem)`.
+    eigenvalues: how many of the Hessian's to compute (by Lanczos, on the weights that the set does not hold),
+    by default 5 or all but one of fewer weights; they take 20 products or more, nearly all that this costs.
     scale: what `verdict` measures the residual by; the norm of J's own gradient by default, which the
     penalties' balances at an optimum.
     Raises InputError on a bad number, InfeasibleError where the equation refuses the weights.
     """
+    equation = BackwardKolmogorov(problem) if isinstance(problem, Problem) else problem
     network = equation.problem.network
     admissible = Box() if admissible is None else admissible
     objective = Objective(network, equation.expected_loss, penalties, equation.curvature)
     theta, layer, h = objective.theta, layer_of_weights(network), network.step
+    eigenvalues = min(5, len(theta) - 1) if eigenvalues is None else eigenvalues
     if not 0 <= eigenvalues < len(theta):
         raise InputError(f"eigenvalues: {eigenvalues!r} is not a number below that of the weights")
     value, gradient = objective.value_and_gradient(theta)
@@ -106,6 +114,7 @@ def optimality(
     residual = admissible.residual(theta, gradient)
     by_layer = np.sqrt(np.bincount(layer, admissible.residual(theta, gradient / h) ** 2))
     held = admissible.blocked(theta, gradient)
+    count = min(eigenvalues, int((~held).sum()) - 1)
     return Optimality(
         hamiltonian=hamiltonian(equation, penalties),
         residual=by_layer,
@@ -114,16 +123,22 @@ def optimality(
         gradient=float(np.linalg.norm(gradient)),
         scale=float(np.linalg.norm(alone)) if scale is None else scale,
         on_boundary=int(held.sum()),
-        eigenvalues=leading(objective, theta, eigenvalues, ~held)[0] if eigenvalues else None,
+        eigenvalues=leading(objective, theta, count, ~held, tolerance=_LANCZOS)[0] if count > 0 else None,
     )
 
 
 def leading(
-    objective: Objective, theta: np.ndarray, count: int, free: np.ndarray | None = None, seed: int = 0
+    objective: Objective,
+    theta: np.ndarray,
+    count: int,
+    free: np.ndarray | None = None,
+    seed: int = 0,
+    tolerance: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues (by modulus, largest first) of the Hessian, with eigenvectors in columns.
 
-    free: weights that may move, all by default; eigenvectors are zero elsewhere. Lanczos by scipy.
+    free: weights that may move, all by default; eigenvectors are zero elsewhere. Lanczos by scipy. tolerance:
+    on |H v - lambda v| relative to |lambda|, whose square an eigenvalue is off by; 0: rounding.
     """
     product = objective.hessian(theta)
     index = np.arange(len(theta)) if free is None else np.flatnonzero(free)
@@ -135,7 +150,7 @@ def leading(
 
     operator = spla.LinearOperator((len(index), len(index)), matvec=restricted, dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(len(index))
-    values, vectors = spla.eigsh(operator, k=count, which="LM", v0=start)
+    values, vectors = spla.eigsh(operator, k=count, which="LM", v0=start, tol=tolerance)
     order = np.argsort(-np.abs(values))
     whole = np.zeros((len(theta), count))
     whole[index] = vectors[:, order]

@@ -7,8 +7,11 @@ Components on the boundary whose descent points outward are held; on the others 
 is minimised by conjugate gradients that stop at the trust region's edge or along a direction of negative
 curvature (Steihaug, SIAM J. Numer. Anal. 20, 1983), the step is projected, and the ratio of what the
 objective loses to what the model promised decides on it and on the radius. Products H v are exact; no matrix
-is formed. A refused trial point (InfeasibleError) counts as outside of the trust region. The result is never
-worse than the start.
+is formed. A refused trial point (InfeasibleError) counts as outside of the trust region. The result is not
+worse than the start by more than rounding.
+
+Products are what a step costs. A smaller region is walked along the same conjugate directions, so a step that
+was refused is shortened without new ones; and no system is solved further than the tolerance asks for.
 
 Source: Lin, More, SIAM J. Optim. 9 (1999), for the projection; Nocedal, Wright, Numerical Optimization, 2006,
 chapter 7.
@@ -27,9 +30,13 @@ from kolmo.control.objective import Objective
 from kolmo.errors import InfeasibleError, InputError
 
 #: ratios below which a step is refused, below which the radius shrinks, above which it may grow
-_ACCEPT, _POOR, _GOOD = 1e-4, 0.25, 0.75
+_ACCEPT, _POOR, _GOOD = 0.1, 0.25, 0.75
 #: radius, relative to the weights, below which no step is left
 _LEAST = 1e-14
+#: what a Newton system leaves of the gradient at most, and of the tolerance at least
+_EARLY, _ENOUGH = 0.1, 0.3
+#: units of the value's last digit that two evaluations may differ by
+_ROUNDING = 16
 
 
 @dataclass
@@ -71,8 +78,8 @@ def newton(
     value, gradient = objective.value_and_gradient(theta)
     refused: dict[str, int] = {}
     status, iteration = "iteration limit", 0
-    residual = float(np.linalg.norm(admissible.residual(theta, gradient)))
-    hessian: Callable[[np.ndarray], np.ndarray] | None = None
+    residual = first = float(np.linalg.norm(admissible.residual(theta, gradient)))
+    path: _Path | None = None
     while iteration < iterations:
         if residual <= tolerance:
             status = "stationary"
@@ -80,13 +87,16 @@ def newton(
         if radius <= _LEAST * max(1.0, float(np.linalg.norm(theta))):
             status = "stalled"
             break
-        if hessian is None:
-            hessian = objective.hessian(theta)
-        free = ~admissible.blocked(theta, gradient)
-        step = _steihaug(hessian, gradient, free, radius, inner)
+        if path is None:
+            free = ~admissible.blocked(theta, gradient)
+            enough = max(min(_EARLY, np.sqrt(residual / first)), _ENOUGH * tolerance / residual)
+            path = _Path(objective.hessian(theta), gradient, free, float(enough), inner)
+        step, bent = path.step(radius)
         trial = admissible.project(theta + step)
         taken = trial - theta
-        promised = -float(gradient @ taken + 0.5 * taken @ hessian(taken))
+        if not np.array_equal(trial, theta + step):
+            bent = path.hessian(taken)
+        promised = -float(gradient @ taken + 0.5 * taken @ bent)
         length = float(np.linalg.norm(taken))
         if promised <= 0:  # the projection has spoiled the step
             radius = 0.25 * min(radius, float(np.linalg.norm(step)))
@@ -98,21 +108,20 @@ def newton(
             refused[reason] = refused.get(reason, 0) + 1
             radius = 0.25 * length
             continue
-        # both differences are rounded: where nothing more than that is promised, the gradient decides
-        rounding = 4 * np.finfo(float).eps * max(abs(value), 1.0)
-        ratio = (value - new_value + rounding) / (promised + rounding)
+        new_residual = float(np.linalg.norm(admissible.residual(trial, new_gradient)))
+        rounding = _ROUNDING * np.finfo(float).eps * abs(value)
+        if promised > rounding / _ACCEPT:
+            ratio = (value - new_value) / promised
+        else:  # values say nothing any more, gradients do
+            ratio = 1.0 if new_residual < residual and new_value <= value + rounding else 0.0
         if ratio < _POOR:
             radius = 0.25 * length
         elif ratio > _GOOD and length > 0.8 * radius:
             radius *= 2
-        if ratio <= _ACCEPT or new_value > value:
-            if promised <= rounding:
-                status = "stalled"
-                break
+        if ratio <= _ACCEPT:
             continue
-        theta, value, gradient, hessian = trial, new_value, new_gradient, None
+        theta, value, gradient, residual, path = trial, new_value, new_gradient, new_residual, None
         iteration += 1
-        residual = float(np.linalg.norm(admissible.residual(theta, gradient)))
         if callback is not None:
             spent = objective.evaluations - before, objective.products - products
             callback(NewtonStep(iteration, theta, value, residual, radius, *spent))
@@ -120,34 +129,45 @@ def newton(
     return Result(theta, value, residual, iteration, objective.evaluations - before, status, refused)
 
 
-def _steihaug(
-    hessian: Callable[[np.ndarray], np.ndarray],
-    gradient: np.ndarray,
-    free: np.ndarray,
-    radius: float,
-    most: int,
-) -> np.ndarray:
-    """About the minimiser of the model over free components within the radius."""
-    step = np.zeros_like(gradient)
-    residual = np.where(free, gradient, 0.0)
-    norm = float(np.linalg.norm(residual))
-    enough = min(0.5, np.sqrt(norm)) * norm  # superlinear
-    direction = -residual
-    for _ in range(most):
-        curved = np.where(free, hessian(direction), 0.0)
-        bend = float(direction @ curved)
-        if bend <= 0:
-            return step + _to_edge(step, direction, radius) * direction
-        squared = float(residual @ residual)
-        length = squared / bend
-        if np.linalg.norm(step + length * direction) >= radius:
-            return step + _to_edge(step, direction, radius) * direction
-        step = step + length * direction
-        residual = residual + length * curved
-        if np.linalg.norm(residual) <= enough:
-            break
-        direction = -residual + float(residual @ residual) / squared * direction
-    return step
+class _Path:
+    """Steihaug's path from one point: about the minimiser of the model over free components, in any radius.
+
+    Products with the conjugate directions are kept: a smaller radius asks for none that a larger one had.
+    enough: what is left of the gradient where the path ends, relative. most: its products.
+    """
+
+    def __init__(
+        self,
+        hessian: Callable[[np.ndarray], np.ndarray],
+        gradient: np.ndarray,
+        free: np.ndarray,
+        enough: float,
+        most: int,
+    ) -> None:
+        self.hessian = hessian
+        self._gradient, self._free, self._enough, self._most = gradient, free, enough, most
+        self._products: list[np.ndarray] = []
+
+    def step(self, radius: float) -> tuple[np.ndarray, np.ndarray]:
+        """s with |s| <= radius, and H s."""
+        step = np.zeros_like(self._gradient)
+        bent = np.zeros_like(step)
+        residual = np.where(self._free, self._gradient, 0.0)
+        enough = self._enough * np.linalg.norm(residual)
+        direction = -residual
+        for number in range(self._most):
+            if number == len(self._products):
+                self._products.append(self.hessian(direction))
+            product = self._products[number]
+            bend, squared = float(direction @ product), float(residual @ residual)
+            inside = bend > 0 and np.linalg.norm(step + squared / bend * direction) < radius
+            length = squared / bend if inside else _to_edge(step, direction, radius)
+            step, bent = step + length * direction, bent + length * product
+            residual = residual + np.where(self._free, length * product, 0.0)
+            if not inside or np.linalg.norm(residual) <= enough:
+                break
+            direction = -residual + float(residual @ residual) / squared * direction
+        return step, bent
 
 
 def _to_edge(step: np.ndarray, direction: np.ndarray, radius: float) -> float:

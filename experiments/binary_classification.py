@@ -28,6 +28,7 @@ from kolmo.data import Dataset
 from kolmo.device import resolve as resolve_device
 from kolmo.errors import InfeasibleError, KolmoError
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.conditions import conditions
 from kolmo.experiments.crosscheck import PdeValue, Verdict, compare_gradients, compare_values, pde_value
 from kolmo.experiments.progress import Progress, Silent
 from kolmo.experiments.three_ways import METHODS, Trained, Trainer
@@ -83,6 +84,8 @@ class BinaryClassification:
         self.measured: dict[str, dict[str, Any]] = {}
         self.lines: list[Line] = []
         self.paths: dict[str, list[dict[str, float | None]]] = {}
+        #: Pontryagin's conditions of the control network, see `conditions`
+        self.optimality: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.memo = Memo()
 
@@ -93,6 +96,7 @@ class BinaryClassification:
             *((method, partial(self._train, method)) for method in METHODS),
             ("cross-check", self._cross_check),
             ("training-paths", self._follow),
+            ("optimality", self._judge),
         ]
         for name, stage in stages:
             stage(progress)
@@ -242,6 +246,16 @@ class BinaryClassification:
                 return float(equation.expected_loss())
         except InfeasibleError:
             return None
+
+    def _judge(self, progress: Progress) -> None:
+        """Pontryagin's conditions of the control network, on the mesh that it was trained on."""
+        progress.start("Pontryagin's conditions", 1)
+        run = self.trained["control"]
+        judge = partial(
+            conditions, self.config, self.under_noise(run.network), self.penalties, self.backend, run.details
+        )
+        self.optimality = self.memo.remember("optimality", judge)
+        progress.advance(f"control: {self.optimality['verdict']}")
 
     # outcome
 

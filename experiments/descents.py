@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from scipy.optimize import OptimizeResult, minimize
 
-from kolmo.control import Objective, Sweep, lbfgs, newton, successive_approximations
+from kolmo.control import Objective, Sweep, successive_approximations
+from kolmo.experiments.drivers import DRIVERS, Options
 from kolmo.pde import BackwardKolmogorov, Explicit
 from kolmo.pde.space import Generator, Space, Steps
 from kolmo.penalty import Penalty
@@ -24,6 +23,7 @@ TOLERANCE = 1e-9
 #: the same of successive approximations, whose last digits are dear: errors fall by a factor each sweep
 _LAYERWISE = 1e-7
 _ITERATIONS = 500
+_OPTIONS = Options(TOLERANCE, _ITERATIONS, radius=10.0)
 
 
 class CountedSteps(Explicit):
@@ -95,61 +95,9 @@ def descend(
     if method == SUCCESSIVE:
         theta, evaluations = _successive(equation, penalties, start, note)
     else:
-        theta, evaluations = METHODS[method](objective, start), objective.evaluations
+        theta, evaluations = DRIVERS[method](objective, start, _OPTIONS), objective.evaluations
     counts = evaluations, objective.curvatures, objective.products
     return Descent(np.asarray(theta), *counts, [0.0, *solves], gaps, clock() - begun)
-
-
-def _lbfgs(objective: Objective, start: np.ndarray) -> np.ndarray:
-    return lbfgs(objective, start, iterations=_ITERATIONS, tolerance=TOLERANCE).theta
-
-
-def _newton(objective: Objective, start: np.ndarray) -> np.ndarray:
-    return newton(objective, start, tolerance=TOLERANCE, radius=10.0).theta
-
-
-def _scipy_lbfgs(objective: Objective, start: np.ndarray) -> np.ndarray:
-    options = {"gtol": 0.1 * TOLERANCE, "ftol": 0.0, "maxiter": _ITERATIONS}  # of the largest component
-    found: OptimizeResult = minimize(
-        objective.value_and_gradient, start, jac=True, method="L-BFGS-B", options=options
-    )
-    return np.asarray(found.x)
-
-
-def _scipy_krylov(objective: Objective, start: np.ndarray) -> np.ndarray:
-    made: dict[bytes, Callable[[np.ndarray], np.ndarray]] = {}
-
-    def product(theta: np.ndarray, v: np.ndarray) -> np.ndarray:
-        key = theta.tobytes()
-        if key not in made:
-            made.clear()
-            made[key] = objective.hessian(theta)
-        return made[key](v)
-
-    options = {"gtol": TOLERANCE, "initial_trust_radius": 10.0, "max_trust_radius": 100.0}
-    found: OptimizeResult = minimize(
-        objective.value_and_gradient, start, jac=True, hessp=product, method="trust-krylov", options=options
-    )
-    return np.asarray(found.x)
-
-
-def _torch_lbfgs(objective: Objective, start: np.ndarray) -> np.ndarray:
-    theta = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    optimiser = torch.optim.LBFGS(
-        [theta],
-        max_iter=_ITERATIONS,
-        tolerance_grad=0.1 * TOLERANCE,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> float:
-        value, gradient = objective.value_and_gradient(theta.detach().numpy().copy())
-        theta.grad = torch.from_numpy(gradient)
-        return value
-
-    optimiser.step(closure)
-    return theta.detach().numpy()
 
 
 def _successive(
@@ -174,11 +122,5 @@ def _successive(
 
 
 SUCCESSIVE = "successive approx."
-#: what minimises an objective from given weights, by the name that tables show
-METHODS: dict[str, Callable[[Objective, np.ndarray], np.ndarray]] = {
-    "L-BFGS": _lbfgs,
-    "Newton-Krylov": _newton,
-    "scipy L-BFGS-B": _scipy_lbfgs,
-    "scipy trust-krylov": _scipy_krylov,
-    "torch LBFGS": _torch_lbfgs,
-}
+#: the drivers that are compared here
+METHODS = ("L-BFGS", "Newton-Krylov", "scipy L-BFGS-B", "scipy trust-krylov", "torch LBFGS")

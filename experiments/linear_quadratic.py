@@ -187,7 +187,7 @@ class LinearQuadratic:
         gradient = objective.value_and_gradient(start)[1] / equation.problem.network.step
         slope = hamiltonian_slope(equation, penalties)
         theta = lbfgs(objective, start, tolerance=TOLERANCE).theta
-        at = optimality(equation, penalties)
+        at = optimality(equation, penalties, eigenvalues=0)
         exact = system.modified(depth, ORDER).minimiser
         point = Point(
             depth,

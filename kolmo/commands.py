@@ -18,7 +18,15 @@ from typing import Any
 import torch
 
 from kolmo import config, runs
-from kolmo.console import LiveProgress, console, print_claims, print_lines, print_networks, print_table
+from kolmo.console import (
+    LiveProgress,
+    console,
+    print_claims,
+    print_lines,
+    print_networks,
+    print_optimality,
+    print_table,
+)
 from kolmo.errors import EXIT_CLAIM, EXIT_INTERRUPTED, InputError, KolmoError
 from kolmo.experiments.claims import Claim
 from kolmo.files import UnwritableError
@@ -77,6 +85,7 @@ def reproduce(options: argparse.Namespace) -> int:
     def show(run: BinaryClassification) -> None:
         print_networks(run.measured)
         print_lines(run.lines)
+        print_optimality(run.optimality)
 
     def make(settings: config.Config, quick: bool) -> BinaryClassification:
         return BinaryClassification(settings)

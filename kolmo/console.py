@@ -133,6 +133,21 @@ def print_lines(lines: Sequence[Line]) -> None:
     print_table("cross-check (gradients: norms, and the relative difference)", columns, rows)
 
 
+def print_optimality(found: dict[str, Any]) -> None:
+    """Pontryagin's conditions of the control network in one line, verdict first."""
+    if found["verdict"] == "refused":
+        console().print(f"control, Pontryagin's conditions: refused, {found['reason']}")
+        return
+    relative = found["projected_gradient"] / found["relative_to"]
+    curvatures = ", ".join(f"{value:.3g}" for value in found["eigenvalues"])
+    console().print(
+        f"control, Pontryagin's conditions: {found['verdict']}; projected gradient "
+        f"{found['projected_gradient']:.1e}, {relative:.1e} of J's own; residual of a layer up to "
+        f"{max(found['residual']):.1e}; H from {min(found['hamiltonian']):.4f} to "
+        f"{max(found['hamiltonian']):.4f}; leading curvatures {curvatures}"
+    )
+
+
 def print_comparison(found: dict[str, dict[str, Any]], names: Sequence[str]) -> None:
     """One row for each case: J by each estimator, the largest z-score, the verdict; then reasons."""
     rows = []

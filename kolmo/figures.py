@@ -1,4 +1,5 @@
-"""The figures of a run: decision regions, value function and density, training, cross-check, weights."""
+"""The figures of a run: decision regions, value function and density, training, cross-check, weights;
+error budgets and Pontryagin's conditions are drawn next door."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from kolmo.errors import InfeasibleError
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.three_ways import METHODS, Trained
 from kolmo.figures_errors import errors
+from kolmo.figures_pontryagin import pontryagin
 from kolmo.network import LayeredNetwork
 from kolmo.pde import BackwardKolmogorov
 from kolmo.pde.domain import choose_half_width
@@ -44,6 +46,7 @@ def write_figures(run: BinaryClassification, folder: Path) -> list[str]:
         "paths": paths,
         "weights": weights,
         "errors": errors,
+        "pontryagin": pontryagin,
     }
     written = []
     for name, make in makers.items():

@@ -28,7 +28,7 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    if isinstance(value, (np.integer, np.floating)):
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -56,6 +56,7 @@ def write_run(
             for name, trained in run.trained.items()
         },
         "paths": run.paths,
+        "optimality": run.optimality,
         "figures": figures,
         "seed": run.config.run.seed,
         "backend": run.backend,

@@ -14,9 +14,11 @@ from problems import NOISES, PlainNetwork, problem
 import kolmo
 from kolmo.control import Balls, Box, Objective, lbfgs, leading, newton, optimality
 from kolmo.control.hamiltonian import shares
+from kolmo.control.newton import _Path
 from kolmo.errors import InputError, NonFiniteError
 from kolmo.loss import LeastSquares
 from kolmo.pde import BackwardKolmogorov, ExactRecursion, Explicit, Implicit
+from kolmo.pde.mesh import DEFAULT_CELLS
 from kolmo.penalty import DepthSmoothness, StepPenalty, WeightDecay
 
 PENALTIES = (WeightDecay(1e-2), StepPenalty(), DepthSmoothness(1e-3))
@@ -190,6 +192,70 @@ def test_newton_and_lbfgs_reach_stationary_points(seed: int) -> None:
     assert at.verdict == "stationary" and at.eigenvalues is not None and at.eigenvalues[0] > 0
 
 
+@given(seed=st.integers(0, 10**6), share=st.floats(0.01, 0.99))
+def test_shorter_steps_are_free(seed: int, share: float) -> None:
+    """In a smaller region the path asks for no product, and ends where one that was walked anew does."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((12, 12))
+    matrix = matrix + matrix.T + 2 * np.eye(12)  # indefinite mostly
+    gradient, free, asked = rng.standard_normal(12), rng.random(12) < 0.8, []
+
+    def product(v: np.ndarray) -> np.ndarray:
+        asked.append(v)
+        return matrix @ v
+
+    path, fresh = (_Path(product, gradient, free, 1e-8, 12) for _ in range(2))
+    step, bent = path.step(2.0)
+    before = len(asked)
+    shorter, short_bent = path.step(share * 2.0)
+    assert len(asked) == before
+    np.testing.assert_array_equal(shorter, fresh.step(share * 2.0)[0])
+    for s, Hs, radius in ((step, bent, 2.0), (shorter, short_bent, share * 2.0)):
+        np.testing.assert_allclose(Hs, matrix @ s, atol=1e-9)
+        assert np.linalg.norm(s) <= radius * (1 + 1e-9) and not s[~free].any()
+        assert gradient @ s + 0.5 * s @ Hs < 0
+
+
+class _Vector(torch.nn.ParameterList):
+    """Weights alone, as a network, with the functions of them that tests minimise."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__([torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))])
+
+    def objective(self, function: Any) -> Objective:
+        def second() -> Any:
+            class Dense:
+                matrix = torch.autograd.functional.hessian(function, self[0].detach()).numpy()
+
+                def product(self, direction: np.ndarray) -> np.ndarray:
+                    return self.matrix @ direction
+
+            return Dense()
+
+        return Objective(self, lambda: function(self[0]), (), second)  # type: ignore[arg-type]
+
+
+def test_where_values_are_rounded_gradients_decide() -> None:
+    """Beside 1e6 no step of less than 1e-5 changes the value; the gradient falls to 1e-12 all the same."""
+    vector = _Vector([0.7, -0.4, 0.2])
+    objective = vector.objective(lambda w: 1e6 + (w**4 / 4 + w**2 / 2 + w).sum())
+    found = newton(objective, objective.theta, tolerance=1e-12)
+    assert found.status == "stationary" and found.iterations < 20
+    np.testing.assert_allclose(found.theta**3 + found.theta + 1, 0, atol=1e-12)
+
+
+def test_no_system_is_solved_further_than_asked() -> None:
+    """A quadratic of 40 curvatures from 1 to 1e3: fewer products to a gradient of 1e-2 than to 1e-10."""
+    scales = torch.logspace(0, 3, 40, dtype=torch.float64)
+    products = []
+    for tolerance in (1e-2, 1e-10):
+        objective = _Vector([1.0] * 40).objective(lambda w: 0.5 * (scales * w**2).sum() - w.sum())
+        found = newton(objective, objective.theta, tolerance=tolerance, radius=100.0)
+        assert found.status == "stationary"
+        products.append(objective.products)
+    assert products[0] < 0.7 * products[1]
+
+
 @pytest.mark.parametrize("method", [newton, lbfgs])
 def test_the_hard_case_is_survived(method: Any) -> None:
     """No penalty and large steps: never above the start, never a non-finite number, refusals are counted."""
@@ -254,19 +320,32 @@ def test_the_hamiltonians_gradient_is_the_objectives() -> None:
 def test_verdicts_and_refusals() -> None:
     """A start is 'stalled'; a box around it holds weights; penalties that are no sums over layers."""
     equation = smooth(2, width=2)
-    at = optimality(equation, (WeightDecay(1e-2),))
+    at = optimality(equation, (WeightDecay(1e-2),), eigenvalues=0)
     assert at.verdict == "stalled" and at.on_boundary == 0 and at.eigenvalues is None
     assert at.hamiltonian.shape == at.residual.shape == (2,)
     objective = objective_of(equation, ())
     tight = Box(0.5 * float(np.abs(objective.theta).max()))
     found = newton(objective, objective.theta, tight, tolerance=1e-7, iterations=60)
     assert found.status == "stationary"
-    held = optimality(equation, (), tight)
+    held = optimality(equation, (), tight, eigenvalues=2)
     assert held.verdict == "on the boundary of the admissible set" and held.on_boundary > 0
+    assert held.eigenvalues is not None and len(held.eigenvalues) == 2
     with pytest.raises(InputError, match="DepthSmoothness: it has no `by_layer`"):
         optimality(equation, (DepthSmoothness(1.0),))
     with pytest.raises(InputError, match="eigenvalues: 10000"):
         optimality(equation, (), eigenvalues=10_000)
+
+
+def test_a_problem_alone_has_its_default_equation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`optimality(problem)`: all that it returns, the same as of that equation."""
+    monkeypatch.setitem(DEFAULT_CELLS, 2, 12)
+    given_problem = problem(2, NOISES["dropout"], depth=3)
+    at, same = optimality(given_problem), optimality(BackwardKolmogorov(given_problem))
+    assert at.hamiltonian.shape == at.residual.shape == (3,) and at.eigenvalues is not None
+    for name in ("hamiltonian", "residual", "norm", "eigenvalues"):
+        np.testing.assert_array_equal(getattr(at, name), getattr(same, name))
+    with pytest.raises(InputError, match="eigenvalues: 10000"):
+        optimality(given_problem, eigenvalues=10_000)
 
 
 # ------------------------------------------------------------------ sets and penalties
