@@ -7,7 +7,10 @@ from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.feynman_kac import FeynmanKac
 from kolmo.experiments.four_ways import FourWays
+from kolmo.experiments.image_dropout import ImageDropout
 from kolmo.experiments.linear_quadratic import LinearQuadratic
+from kolmo.experiments.loss_landscape import LossLandscape
+from kolmo.experiments.methods import Methods
 from kolmo.experiments.overfitting import Overfitting
 from kolmo.experiments.regularization import Regularization
 from kolmo.experiments.study import Study
@@ -16,8 +19,12 @@ from kolmo.experiments.weak_order import WeakOrder
 #: experiments that the command line runs alike; the main job has a command of its own
 STUDIES: dict[str, type[Study]] = {
     s.name: s
-    for s in (Overfitting, FourWays, WeakOrder, Regularization, LinearQuadratic, FeynmanKac, Architectures)
-}
+    for s in (
+        Overfitting, FourWays, WeakOrder, Regularization, LinearQuadratic, FeynmanKac, Architectures, Methods,
+        ImageDropout,
+        LossLandscape,
+    )
+}  # fmt: skip
 #: every experiment and what it shows
 EXPERIMENTS = {
     BinaryClassification.name: BinaryClassification.summary,
@@ -32,7 +39,10 @@ __all__ = [
     "Claim",
     "FeynmanKac",
     "FourWays",
+    "ImageDropout",
     "LinearQuadratic",
+    "LossLandscape",
+    "Methods",
     "Overfitting",
     "Regularization",
     "Study",

@@ -7,13 +7,11 @@ nearest right one. `default.toml` and its neighbours in experiments/configs are 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import tomli_w
 
@@ -21,27 +19,15 @@ from kolmo import data, noise, sizes, toml
 from kolmo.case import checked, make_loss
 from kolmo.data import Dataset, from_csv
 from kolmo.errors import InputError
+from kolmo.images.settings import ImageSettings
 from kolmo.network import ResidualNetwork
 from kolmo.pde.mesh import DEFAULT_CELLS
 from kolmo.problem import Problem
+from kolmo.settings import count, number, positive, setting
 from kolmo.text import nearest, shown
-
-Check = Callable[[Any], bool]
 
 #: cells of the finest mesh that training uses, by dimension; each coarser one has 0.6 times as many
 _FINEST = {1: 256, 2: 72, 3: 24}
-
-
-def _setting(default: Any, check: Check, expected: str) -> Any:
-    return field(default=default, metadata={"check": check, "expected": expected})
-
-
-def _count(default: int, least: int = 1, most: int = 10**9) -> Any:
-    return _setting(default, lambda v: least <= v <= most, f"an integer from {least} to {most}")
-
-
-def _number(default: float, least: float = 0.0) -> Any:
-    return _setting(default, lambda v: least <= v < math.inf, f"a finite number >= {least:g}")
 
 
 @dataclass
@@ -49,8 +35,8 @@ class DataSettings:
     """[data]: a synthetic set by `kind`, or CSV files by `file` and `test_file`."""
 
     kind: str = ""
-    train: int = _count(200, 2, 10**6)
-    test: int = _count(4000, 2, 10**6)
+    train: int = count(200, 2, 10**6)
+    test: int = count(4000, 2, 10**6)
     noise: float | None = None
     file: str = ""
     test_file: str = ""
@@ -60,9 +46,9 @@ class DataSettings:
 class NetworkSettings:
     """[network]: V tanh(W x + b) in every layer."""
 
-    width: int = _count(16, 1, 4096)
-    depth: int = _count(40, 1, 10_000)
-    horizon: float = _setting(1.0, lambda v: 0 < v < math.inf, "a positive number")
+    width: int = count(16, 1, 4096)
+    depth: int = count(40, 1, 10_000)
+    horizon: float = positive(1.0)
     activation: str = "tanh"
 
 
@@ -70,7 +56,7 @@ class NetworkSettings:
 class PenaltySettings:
     """[penalty]: weight_decay * h sum_k |theta_k|^2."""
 
-    weight_decay: float = _number(1e-2)
+    weight_decay: float = number(1e-2)
 
 
 @dataclass
@@ -83,10 +69,10 @@ class ControlSettings:
 
     cells: list[int] = field(default_factory=list)
     iterations: list[int] = field(default_factory=lambda: [80, 20])
-    mesh_scale: float = _setting(1.0, lambda v: 0.1 <= v <= 10, "a number from 0.1 to 10")
-    order: int = _setting(2, lambda v: v in (1, 2), "1 or 2")
-    tolerance: float = _number(1e-5)
-    radius: float = _setting(5.0, lambda v: 0 < v < math.inf, "a positive number")
+    mesh_scale: float = setting(1.0, lambda v: 0.1 <= v <= 10, "a number from 0.1 to 10")
+    order: int = setting(2, lambda v: v in (1, 2), "1 or 2")
+    tolerance: float = number(1e-5)
+    radius: float = positive(5.0)
 
     def meshes(self, dim: int) -> list[int]:
         """Cells of each mesh in this dimension."""
@@ -105,17 +91,17 @@ class ControlSettings:
 class StochasticSettings:
     """[stochastic]: Adam on the noisy chain; `paths` noise samples of every point a step."""
 
-    steps: int = _count(1500)
-    paths: int = _count(2, 1, 10**5)
-    learning_rate: float = _setting(0.02, lambda v: 0 < v < math.inf, "a positive number")
+    steps: int = count(1500)
+    paths: int = count(2, 1, 10**5)
+    learning_rate: float = positive(0.02)
 
 
 @dataclass
 class NoiselessSettings:
     """[noiseless]: Adam without noise."""
 
-    steps: int = _count(800)
-    learning_rate: float = _setting(0.02, lambda v: 0 < v < math.inf, "a positive number")
+    steps: int = count(800)
+    learning_rate: float = positive(0.02)
 
 
 @dataclass
@@ -127,19 +113,19 @@ class CheckSettings:
     cross-check of a noiseless network beyond it is shown but not counted.
     """
 
-    paths: int = _count(4_000_000, 1000)
-    gradient_paths: int = _count(200_000, 1000)
-    snapshots: int = _count(8, 0, 1000)
-    excess: float = _number(0.01)
-    agreement: float = _number(0.01)
-    largest_step: float = _number(0.3)
+    paths: int = count(4_000_000, 1000)
+    gradient_paths: int = count(200_000, 1000)
+    snapshots: int = count(8, 0, 1000)
+    excess: float = number(0.01)
+    agreement: float = number(0.01)
+    largest_step: float = number(0.3)
 
 
 @dataclass
 class RunSettings:
     """[run]"""
 
-    seed: int = _setting(0, lambda v: 0 <= v < 2**31, "an integer from 0 to 2^31 - 1")
+    seed: int = setting(0, lambda v: 0 <= v < 2**31, "an integer from 0 to 2^31 - 1")
     backend: str = "auto"
     device: str = "auto"
 
@@ -157,6 +143,7 @@ class Config:
     stochastic: StochasticSettings = field(default_factory=StochasticSettings)
     noiseless: NoiselessSettings = field(default_factory=NoiselessSettings)
     check: CheckSettings = field(default_factory=CheckSettings)
+    images: ImageSettings = field(default_factory=ImageSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     def datasets(self) -> tuple[Dataset, Dataset]:
@@ -202,7 +189,7 @@ class Config:
                     )
         noise.from_settings(self.noise)
         make_loss(self.loss)
-        toml.check_keys(self.loss, ("kind", "scale"), "[loss]")
+        self.images.check()
         return self
 
     def dumps(self) -> str:
@@ -227,6 +214,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "excess": 0.05,
         "agreement": 0.03,
     },
+    "images": {"placements": ["output", "between"], "rates": [0.5], "seeds": 3, "epochs": 20},
 }
 
 
@@ -239,7 +227,7 @@ def shipped() -> dict[str, Path]:
 def load(path: str | Path) -> Config:
     """Read a configuration; a shipped one also by its bare name. Raises InputError in one line.
 
-    Relative CSV paths are taken from the file's own folder.
+    Relative paths of data are taken from the file's own folder.
     """
     known = shipped()
     if str(path) == "":
@@ -260,16 +248,28 @@ def load(path: str | Path) -> Config:
                 setattr(config, name, section)
         else:
             _fill(getattr(config, name), section, f"{path}: [{name}]")
-    for key in ("file", "test_file"):
-        value = getattr(config.data, key)
+    for table, key in (("data", "file"), ("data", "test_file"), ("images", "folder")):
+        value = getattr(getattr(config, table), key)
         if "\0" in value:
-            raise InputError(f"{path}: [data]: {key} is {shown(value)}, expected a file name")
+            raise InputError(f"{path}: [{table}]: {key} is {shown(value)}, expected a file name")
         if value and not Path(value).is_absolute():
-            setattr(config.data, key, str(path.parent / value))
+            setattr(getattr(config, table), key, str(path.absolute().parent / value))
     try:
         return config.validated()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+#: types of settings in words
+_KINDS: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    float | None: "a number",
+    str: "a text",
+    list[int]: "a list of integers",
+    list[float]: "a list of numbers",
+    list[str]: "a list of texts",
+}
 
 
 def _fill(settings: Any, section: dict[str, Any], where: str) -> None:
@@ -280,12 +280,9 @@ def _fill(settings: Any, section: dict[str, Any], where: str) -> None:
     for key, value in section.items():
         if hints[key] in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        kinds = {int: "an integer", float: "a number", str: "a text", float | None: "a number"}
-        right = isinstance(value, list) if hints[key] not in kinds else isinstance(value, hints[key])
-        if not right or isinstance(value, bool):
-            raise InputError(
-                f"{where}: {key} is {shown(value)}, expected {kinds.get(hints[key], 'a list of integers')}"
-            )
+        listed = get_origin(hints[key]) is list
+        if not isinstance(value, list if listed else hints[key]) or isinstance(value, bool):
+            raise InputError(f"{where}: {key} is {shown(value)}, expected {_KINDS[hints[key]]}")
         metadata = fields[key].metadata
         if metadata and not metadata["check"](value):
             raise InputError(f"{where}: {key} is {shown(value)}, expected {metadata['expected']}")

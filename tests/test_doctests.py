@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-PACKAGES = ("kolmo", "kolmo.noise", "kolmo.pde", "kolmo.control", "kolmo.experiments")
+PACKAGES = ("kolmo", "kolmo.noise", "kolmo.pde", "kolmo.control", "kolmo.experiments", "kolmo.images")
 
 
 def modules() -> Iterator[str]:
