@@ -26,6 +26,7 @@ _INDEX = {
     "Dataset": "kolmo.data",
     "LayeredNetwork": "kolmo.network",
     "ResidualNetwork": "kolmo.network",
+    "KolmogorovClassifier": "kolmo.classifier",
     "Chain": "kolmo.chain",
     "SDE": "kolmo.sde",
     "modified_equation": "kolmo.modified",
@@ -41,6 +42,7 @@ _MODULES = (
     "data",
     "errors",
     "experiments",
+    "images",
     "loss",
     "network",
     "noise",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
         data,
         errors,
         experiments,
+        images,
         loss,
         network,
         noise,
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
         training,
     )
     from kolmo.chain import Chain
+    from kolmo.classifier import KolmogorovClassifier
     from kolmo.data import Dataset
     from kolmo.errors import AuditError, InfeasibleError, InputError, KolmoError
     from kolmo.modified import modified_equation

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -26,6 +27,12 @@ class Activation:
     first: Callable[[Tensor, Tensor], Tensor]
     second: Callable[[Tensor, Tensor], Tensor]
     twice_differentiable: bool = True
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """By name, as functions without one are not pickled; networks are, with it."""
+        if ACTIVATIONS.get(self.name) is self:
+            return activation, (self.name,)
+        return super().__reduce_ex__(protocol)
 
 
 def fast_tanh(x: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ _TABLES = {
 }
 
 
-_LOSSES: dict[str, tuple[Callable[..., Loss], tuple[str, ...]]] = {
+#: losses of [loss] by kind, and their keys
+LOSSES: dict[str, tuple[Callable[..., Loss], tuple[str, ...]]] = {
     Logistic.kind: (Logistic, ("scale",)),
     LogisticHead.kind: (LogisticHead, ("weight", "bias")),
 }
@@ -42,9 +43,9 @@ _LOSSES: dict[str, tuple[Callable[..., Loss], tuple[str, ...]]] = {
 def make_loss(settings: dict[str, object]) -> Loss:
     """The loss of a [loss] table (logistic, scale 4 by default)."""
     kind = str(settings.get("kind", Logistic.kind))
-    if kind not in _LOSSES:
-        raise InputError(f"loss.kind: {shown(kind)} is unknown{nearest(kind, _LOSSES)}")
-    make, known = _LOSSES[kind]
+    if kind not in LOSSES:
+        raise InputError(f"loss.kind: {shown(kind)} is unknown{nearest(kind, LOSSES)}")
+    make, known = LOSSES[kind]
     given = {name: value for name, value in settings.items() if name != "kind"}
     toml.check_keys(given, known, f"[loss] of kind {kind}")
     if kind == LogisticHead.kind and "weight" not in given:

@@ -1,4 +1,4 @@
-"""The command line: `kolmo reproduce | evaluate | compare | experiment | verify | bench | doctor`.
+"""The command line: `kolmo reproduce | evaluate | compare | experiment | verify | bench | config | doctor`.
 
 Exit codes: 0 done (and every claim or check holds), 1 one does not hold or estimators differ,
 2 bad input or a refusal (one line says which), 130 interrupted.
@@ -81,6 +81,10 @@ def _run(options: argparse.Namespace) -> int:
         from kolmo.verify.command import command
 
         return command(options)
+    if options.command == "config":
+        from kolmo.configuring import command as configure
+
+        return configure(options)
     if options.command == "bench":
         from kolmo.benchmarks.run import command as bench
 
@@ -98,6 +102,9 @@ def _build() -> _Parser:
     parser = _Parser(
         prog="kolmo",
         description="Noise-injected training of residual networks as control of the Kolmogorov equation.",
+        epilog="exit codes: 0 done, and every claim or check holds; 1 one does not; 2 bad input, or a "
+        "refusal (one line says why); 130 interrupted (what was done is kept). kolmo COMMAND --help has an "
+        "example.",
     )
     parser.add_argument("--version", action="version", version=f"kolmo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
@@ -187,7 +194,25 @@ def _build() -> _Parser:
     bench.add_argument("--out", metavar="FILE", help="for the results (default benchmarks/results.json)")
     bench.add_argument("--quiet", action="store_true", help="no progress")
 
-    doctor = commands.add_parser("doctor", help="what was found on this machine and what is missing")
+    config = commands.add_parser(
+        "config",
+        help="the defaults of a configuration, its schema, or the check of a file",
+        description="Print a complete configuration, its JSON Schema, or whether a TOML file is right.",
+        epilog="example: kolmo config --defaults > mine.toml; kolmo config --check mine.toml",
+        allow_abbrev=False,
+    )
+    config.add_argument(
+        "--defaults", nargs="?", const="default", metavar="NAME", help="as TOML, of a shipped one by name"
+    )
+    config.add_argument("--schema", action="store_const", const=True, help="the JSON Schema of all tables")
+    config.add_argument("--check", metavar="FILE", help="exit code 2 and one line where it is wrong")
+    config.add_argument("--json", action="store_true", help="print a checked file's settings as JSON")
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what was found on this machine and what is missing",
+        epilog="example: kolmo doctor --json",
+    )
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     for command in commands.choices.values():
         command.add_argument(
