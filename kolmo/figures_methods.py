@@ -26,7 +26,7 @@ _NEAREST = 1e-6
 
 
 def methods(study: Methods) -> Figure | None:
-    """Objective above the lowest of all ends and relative gradient, the best so far, against what they took."""
+    """Objective above the lowest end and relative gradient, the best so far, against what they took."""
     ran = {method: found for method, found in study.races.items() if found.ran}
     if not ran:
         return None
