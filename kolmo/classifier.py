@@ -90,7 +90,8 @@ class KolmogorovClassifier(ClassifierMixin, BaseEstimator):
         """Train on features X (M, n) and labels y (M,)."""
         if self.method not in METHODS:
             raise InputError(f"method: {self.method!r} is unknown{nearest(str(self.method), METHODS)}")
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        found: tuple[np.ndarray, np.ndarray] = validate_data(self, X, y, dtype=np.float64)
+        features, y = found
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) != 2:
@@ -100,8 +101,8 @@ class KolmogorovClassifier(ClassifierMixin, BaseEstimator):
                 f"{kind}, with {len(self.classes_)} class(es)."
             )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.preprocessing_ = self._preprocessing(X.shape)
-        points = torch.from_numpy(np.ascontiguousarray(self.preprocessing_.fit_transform(X)))
+        self.preprocessing_ = self._preprocessing(*features.shape)
+        points = torch.from_numpy(np.ascontiguousarray(self.preprocessing_.fit_transform(features)))
         dim = points.shape[1]
         if dim > _MOST and self.method != "stochastic":
             raise InputError(
@@ -157,14 +158,14 @@ class KolmogorovClassifier(ClassifierMixin, BaseEstimator):
         tags.classifier_tags.multi_class = False
         return tags
 
-    def _preprocessing(self, shape: tuple[int, int]) -> Pipeline:
-        if self.components is None:
+    def _preprocessing(self, rows: int, features: int) -> Pipeline:
+        wanted: Any = self.components
+        if wanted is None:
             return make_pipeline(StandardScaler())
-        most = min(shape)
-        if not isinstance(self.components, Integral) or self.components < 1:
-            raise InputError(f"components: {self.components!r} is not a positive integer")
+        if not isinstance(wanted, Integral) or int(wanted) < 1:
+            raise InputError(f"components: {wanted!r} is not a positive integer")
         # what there is, where data have fewer features or rows
-        return make_pipeline(StandardScaler(), PCA(min(int(self.components), most)), StandardScaler())
+        return make_pipeline(StandardScaler(), PCA(min(int(wanted), rows, features)), StandardScaler())
 
     def _meshes(self, dim: int) -> list[int]:
         cells = [] if self.cells is None else [int(n) for n in self.cells]

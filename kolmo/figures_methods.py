@@ -30,7 +30,8 @@ def methods(study: Methods) -> Figure | None:
     ran = {method: found for method, found in study.races.items() if found.ran}
     if not ran:
         return None
-    lowest = min(float(found.rows[:, 2].min()) for found in (*ran.values(), *study.starts.values()))
+    rows = [found.rows for found in ran.values()] + [found.rows for found in study.starts.values()]
+    lowest = min(float(found[:, 2].min()) for found in rows)
     figure = plotting.new_figure(9.6, 7.4)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     for method, found in ran.items():
