@@ -55,7 +55,7 @@ class Objective:
     def theta(self, theta: np.ndarray) -> None:
         size = sum(p.numel() for p in self._parameters)
         if np.shape(theta) != (size,):
-            raise InputError(f"theta: shape {np.shape(theta)}, expected ({size},), as many as weights")
+            raise InputError(f"theta: shape {np.shape(theta)}, expected a vector of {size} weights")
         device = self._parameters[0].device
         flat = torch.as_tensor(theta, dtype=torch.float64, device=device)
         torch.nn.utils.vector_to_parameters(flat, self._parameters)

@@ -223,7 +223,7 @@ def test_reproduce_from_start_to_reload(
     for figure in results["figures"]:
         assert (out / f"{figure}.png").stat().st_size > 5000
         assert (out / f"{figure}.pdf").exists()
-    assert len(results["figures"]) == 6
+    assert len(results["figures"]) == 7
     again = run("evaluate", out / "control", "--json", "--paths", 4000)
     found = json.loads(capsys.readouterr().out)
     assert again == 0

@@ -71,6 +71,7 @@ def test_all_four_agree_for_every_noise(name: str) -> None:
     assert found.verdict[0] == "agree", found.verdict
 
 
+@pytest.mark.slow
 def test_false_alarms_are_rare() -> None:
     """200 seeds of both samples: at most one verdict is 'differ', and z is what a normal number allows."""
     given = mild()

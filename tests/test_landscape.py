@@ -300,6 +300,7 @@ def test_refused_weights_are_nan_and_counted() -> None:
     np.testing.assert_array_equal(found.values, [[0, 4], [1, 5], [np.nan, np.nan]])
 
 
+@pytest.mark.slow
 def test_an_objective_in_a_plane() -> None:
     """By the equation: gradient of Taylor order 2, Hessian by differences of it, symmetric."""
     given_problem = problem(noise=kolmo.noise.BernoulliDropout(0.8))
