@@ -3,7 +3,7 @@ r"""Residual architectures as discretisations of differential equations (Lu, Zho
 Observed orders of every architecture (`architectures_orders`), the modified equation of LM-ResNet
 (`architectures_modified`) and what it becomes under stochastic depth, by moments in closed form
 (`architectures_noise`) and on a nonlinear field (`architectures_expectations`), the inverse of RevNet
-(`architectures_reversible`).
+(`architectures_reversible`), and accuracy against parameters on images (`architectures_images`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from kolmo.checkpoint import Memo
 from kolmo.config import Config
 from kolmo.experiments.architectures_expectations import Expectations
+from kolmo.experiments.architectures_images import Images
 from kolmo.experiments.architectures_modified import ModifiedEquation
 from kolmo.experiments.architectures_noise import StochasticDepth
 from kolmo.experiments.architectures_orders import Orders
@@ -25,13 +26,14 @@ from kolmo.experiments.progress import Progress, Silent
 class Architectures:
     """Its parts, run in turn.
 
-    config: its seed, which draws fields, points, masks and paths, and its backend; the sizes are the
-    experiment's.
+    config: its seed, which draws fields, points, masks and paths, its backend, and of [images] the data, the
+    width, the training and the number of seeds; other sizes are the experiment's.
     """
 
     name = "architectures"
     summary = (
-        "ResNet, PolyNet, FractalNet, RevNet, LM-ResNet as discretisations; LM-ResNet's modified equation"
+        "ResNet, PolyNet, FractalNet, RevNet, LM-ResNet as discretisations; LM-ResNet's modified equation; "
+        "accuracy on images"
     )
     shipped = "architectures"
 
@@ -43,15 +45,16 @@ class Architectures:
         self.depth = StochasticDepth(seed, quick)
         self.expectations = Expectations(seed, quick, config.run.backend)
         self.reversible = Reversible(seed, quick)
+        self.images = Images(config.images, seed, config.run.device, quick)
         self.memo = Memo()
 
     @property
     def parts(self) -> list[Part]:
         """In the order in which they run."""
-        return [self.orders, self.modified, self.depth, self.expectations, self.reversible]
+        return [self.orders, self.modified, self.depth, self.expectations, self.reversible, self.images]
 
     def run(self, progress: Progress | None = None) -> None:
-        """All that is not done yet. Raises KolmoError where a number is refused."""
+        """All that is not done yet. Raises KolmoError where a number is refused or images are bad."""
         progress = progress or Silent()
         progress.start("architectures", sum(part.steps for part in self.parts))
         for part in self.parts:

@@ -1,4 +1,4 @@
-"""Figures of the architectures: orders, LM-ResNet's modified equation, its first layers, stochastic depth."""
+"""Figures of the architectures: orders, LM-ResNet's modified equation, stochastic depth, images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from kolmo import plotting
 from kolmo.experiments import architectures_modified
 from kolmo.experiments.architectures import Architectures
+from kolmo.experiments.architectures_images import MULTISTEP, PLAIN
 from kolmo.experiments.architectures_part import fitted_order
 
 #: Okabe and Ito's colours with a marker each
@@ -100,6 +101,36 @@ def first_layers(study: Architectures) -> Figure | None:
     return figure
 
 
+def images(study: Architectures) -> Figure | None:
+    """Test errors against the number of parameters; None before the trainings are done."""
+    part = study.images
+    if not part.finished:
+        return None
+    figure = plotting.new_figure(7.4, 4.4)
+    panel = figure.subplots()
+    groups = {**part.compared, **{plan.architecture: [plan] for plan in part.others}}
+    for (name, plans), (colour, marker) in zip(groups.items(), _LOOKS, strict=True):
+        at = np.array([part.found[plan][0].parameters for plan in plans]) / 1e3
+        errors = [100 * part.errors(plan) for plan in plans]
+        # two of the same depth have nearly as many parameters: one stands a little to the right
+        shift = 1.02 if name == MULTISTEP else 1.0
+        half = [part.half(found) for found in errors]
+        means = [found.mean() for found in errors]
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 7, "markerfacecolor": "none"}
+        panel.errorbar(shift * at, means, yerr=half, label=name, linewidth=1.2, capsize=3, **look)
+    for plan in part.compared[PLAIN]:
+        beside = part.found[plan][0].parameters / 1e3
+        panel.annotate(
+            str(plan.depth), (beside, 0), xycoords=("data", "axes fraction"), xytext=(0, 4), ha="center",
+            fontsize=8, textcoords="offset points", color="0.35",
+        )  # fmt: skip
+    title = f"{part.settings.data}, {part.seeds} seeds, 95% intervals (below: layers of ResNet)"
+    plotting.tidy(panel, "parameters, thousands", "test error, %", title)
+    panel.set_ylim(bottom=0)
+    panel.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def _by_k(
     errors: Mapping[str, Errors], depths: Sequence[int], names: Mapping[str, str], label: str
 ) -> Figure | None:
@@ -181,4 +212,5 @@ FIGURES = {
     "modified_equation": modified_equation,
     "first_layers": first_layers,
     "stochastic_depth": stochastic_depth,
+    "images": images,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from kolmo.experiments import architectures_orders as orders_module
 from kolmo.experiments.architectures import Architectures
 from kolmo.experiments.architectures_expectations import Expectations, Langevin, Masked
 from kolmo.experiments.architectures_field import SmoothField, TwoStep
+from kolmo.experiments.architectures_images import Training
 from kolmo.experiments.architectures_modified import ModifiedEquation
 from kolmo.experiments.architectures_noise import LinearChain, StochasticDepth
 from kolmo.experiments.architectures_orders import Orders, rows
@@ -57,10 +59,20 @@ def study(quick: bool = True) -> Architectures:
     return Architectures(config, quick)
 
 
+class WithoutImages(Architectures):
+    """Trainings on images take longer than all the rest."""
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for part in super().parts if part is not self.images]
+
+
 @pytest.fixture(scope="module")
 def finished() -> Architectures:
-    """The quick version, run once."""
-    made = study()
+    """The quick version but for the images, run once."""
+    config = Config()
+    config.run.backend = "skfem"
+    made = WithoutImages(config, quick=True)
     made.run()
     return made
 
@@ -74,7 +86,7 @@ def test_the_claims_of_the_quick_version_hold(finished: Architectures) -> None:
 
 @pytest.mark.slow
 def test_the_claims_of_the_full_version_hold() -> None:
-    made = study(quick=False)
+    made = WithoutImages(study(quick=False).config)
     made.run()
     claims = made.claims()
     assert len(claims) == 35
@@ -92,10 +104,72 @@ def test_results_tables_and_figures(finished: Architectures) -> None:
     assert [row["depth"] for row in found["expected_loss"]] == [4, 8, 12]
     for title, columns, table in finished.tables():
         assert table and all(len(line) == len(columns) for line in table), title
-    makers = study_figures(finished.name)
+    makers = dict(study_figures(finished.name))
+    assert makers.pop("images")(finished) is None
     panels = {name: len(make(finished).axes) for name, make in makers.items()}
     assert panels == {"orders": 2, "modified_equation": 3, "first_layers": 4, "stochastic_depth": 2}
     assert all(make(study()) is None for make in makers.values())
+
+
+# ------------------------------------------------------------------ images
+
+
+def on_images(seeds: int = 5) -> Architectures:
+    """The experiment as if its trainings were done: every error 2%, LM-ResNet's a little above or below."""
+    config = load(Architectures.shipped)
+    config.images.seeds = seeds
+    made = Architectures(config)
+    for plan, found in made.images.found.items():
+        for seed in range(seeds):
+            error = 0.02 + (0.001 * (seed - 2) if plan.architecture == "lm_resnet" else 0.0)
+            found.append(Training(error, 0.0, 70_000 + plan.depth, 0.1, 10.0))
+    return made
+
+
+def test_claims_on_images_can_fail() -> None:
+    """One network that misses 97%; an LM-ResNet that is worse; seeds that disagree too much to tell."""
+    made = on_images()
+    assert made.images.finished and all(claim.holds for claim in made.images.claims())
+    poor, worse, apart = on_images(), on_images(), on_images()
+    last = poor.images.others[-1]
+    poor.images.found[last] = [replace(t, test_error=0.031) for t in poor.images.found[last]]
+    assert [claim.holds for claim in poor.images.claims()] == [False, True]
+    for study, change in ((worse, lambda seed: 0.006), (apart, lambda seed: 0.005 * (seed - 2))):
+        for plan in study.images.compared["lm_resnet"]:
+            found = study.images.found[plan]
+            study.images.found[plan] = [replace(t, test_error=0.02 + change(k)) for k, t in enumerate(found)]
+        assert [claim.holds for claim in study.images.claims()] == [True, False]
+
+
+def test_the_table_and_the_figure_of_the_images() -> None:
+    made = on_images()
+    ((title, columns, rows),) = made.images.tables()
+    assert title.startswith("digits, width 8, 5 seeds") and all(len(row) == len(columns) for row in rows)
+    names = [row[0] for row in rows]
+    assert names[:8] == [f"{name}-{depth}" for name in ("resnet", "lm_resnet") for depth in (20, 32, 44, 56)]
+    assert names[8:] == ["polynet-20", "fractalnet-20", "revnet-38", "lm_resnext-29"]
+    figure = study_figures(made.name)["images"](made)
+    assert len(figure.axes) == 1 and len(figure.axes[0].containers) == 6
+    json.dumps(made.images.results(), allow_nan=False)
+
+
+def test_bad_images_are_refused_before_anything_runs() -> None:
+    config = Config()
+    config.images.data = "cifar10"
+    config.images.folder = "/nowhere"
+    with pytest.raises(InputError, match="/nowhere"):
+        Architectures(config, quick=True).images.run(Memo(), Silent())
+    config.images.width = 6
+    with pytest.raises(InputError, match=r"images\.width: 6"):
+        Architectures(config)
+
+
+@pytest.mark.slow
+def test_the_claims_on_images_hold_at_a_small_size() -> None:
+    made = study().images
+    made.run(Memo(), Silent())
+    assert made.finished and len(made.claims()) == 2
+    assert all(claim.holds for claim in made.claims()), made.claims()
 
 
 # ------------------------------------------------------------------ schemes
