@@ -5,10 +5,13 @@ from __future__ import annotations
 from kolmo.experiments.architectures import Architectures
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.depth_limit import DepthLimit
 from kolmo.experiments.feynman_kac import FeynmanKac
 from kolmo.experiments.four_ways import FourWays
 from kolmo.experiments.image_dropout import ImageDropout
+from kolmo.experiments.large_depth import LargeDepth
 from kolmo.experiments.linear_quadratic import LinearQuadratic
+from kolmo.experiments.long_time import LongTime
 from kolmo.experiments.loss_landscape import LossLandscape
 from kolmo.experiments.methods import Methods
 from kolmo.experiments.overfitting import Overfitting
@@ -21,8 +24,7 @@ STUDIES: dict[str, type[Study]] = {
     s.name: s
     for s in (
         Overfitting, FourWays, WeakOrder, Regularization, LinearQuadratic, FeynmanKac, Architectures, Methods,
-        ImageDropout,
-        LossLandscape,
+        LossLandscape, ImageDropout, LargeDepth, LongTime, DepthLimit,
     )
 }  # fmt: skip
 #: every experiment and what it shows
@@ -37,10 +39,13 @@ __all__ = [
     "Architectures",
     "BinaryClassification",
     "Claim",
+    "DepthLimit",
     "FeynmanKac",
     "FourWays",
     "ImageDropout",
+    "LargeDepth",
     "LinearQuadratic",
+    "LongTime",
     "LossLandscape",
     "Methods",
     "Overfitting",
