@@ -6,6 +6,7 @@ from kolmo.control.admissible import Admissible, Balls, Box, Interval, Joint
 from kolmo.control.auditing import Audit, audit
 from kolmo.control.bilevel import Hypergradient, hypergradient
 from kolmo.control.continuation import continuation
+from kolmo.control.design import Design, Evaluation, design
 from kolmo.control.gauss_newton import GaussNewton
 from kolmo.control.hamiltonian import Optimality, hamiltonian, leading, optimality
 from kolmo.control.lbfgs import Iterate, Result, lbfgs
@@ -20,6 +21,8 @@ __all__ = [
     "Audit",
     "Balls",
     "Box",
+    "Design",
+    "Evaluation",
     "GaussNewton",
     "Hypergradient",
     "Interval",
@@ -34,6 +37,7 @@ __all__ = [
     "Training",
     "audit",
     "continuation",
+    "design",
     "hamiltonian",
     "hypergradient",
     "lbfgs",

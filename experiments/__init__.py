@@ -14,6 +14,7 @@ from kolmo.experiments.linear_quadratic import LinearQuadratic
 from kolmo.experiments.long_time import LongTime
 from kolmo.experiments.loss_landscape import LossLandscape
 from kolmo.experiments.methods import Methods
+from kolmo.experiments.noise_design import NoiseDesign
 from kolmo.experiments.overfitting import Overfitting
 from kolmo.experiments.regularization import Regularization
 from kolmo.experiments.study import Study
@@ -24,7 +25,7 @@ STUDIES: dict[str, type[Study]] = {
     s.name: s
     for s in (
         Overfitting, FourWays, WeakOrder, Regularization, LinearQuadratic, FeynmanKac, Architectures, Methods,
-        LossLandscape, ImageDropout, LargeDepth, LongTime, DepthLimit,
+        LossLandscape, ImageDropout, LargeDepth, LongTime, DepthLimit, NoiseDesign,
     )
 }  # fmt: skip
 #: every experiment and what it shows
@@ -48,6 +49,7 @@ __all__ = [
     "LongTime",
     "LossLandscape",
     "Methods",
+    "NoiseDesign",
     "Overfitting",
     "Regularization",
     "Study",

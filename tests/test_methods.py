@@ -93,7 +93,7 @@ def test_drivers_step_back_from_refused_weights(method: str) -> None:
     """A cliff just behind the start and a first region that reaches beyond it."""
     installed(method)
     bowl = _Bowl(cliff=7.0)
-    found = DRIVERS[method](bowl.objective(), bowl.centre.numpy() - 1.0, Options(1e-9, 200, radius=40.0))
+    found = DRIVERS[method](bowl.objective(), bowl.centre.numpy() - 1.0, Options(1e-6, 200, radius=40.0))
     np.testing.assert_allclose(found, bowl.centre.numpy(), atol=1e-5)
 
 
