@@ -20,7 +20,6 @@ from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.three_ways import METHODS, Trained
 from kolmo.figures_errors import errors
 from kolmo.figures_pontryagin import pontryagin
-from kolmo.network import LayeredNetwork
 from kolmo.pde import BackwardKolmogorov
 from kolmo.pde.domain import choose_half_width
 from kolmo.pde.kolmogorov import Solution
@@ -57,7 +56,7 @@ def write_figures(run: BinaryClassification, folder: Path) -> list[str]:
     return written
 
 
-def _trained(run: BinaryClassification) -> dict[str, Trained]:
+def begun(run: BinaryClassification) -> dict[str, Trained]:
     """The networks whose training has begun, in fixed order."""
     return {name: run.trained[name] for name in METHODS if name in run.trained and run.trained[name].history}
 
@@ -67,7 +66,7 @@ def _trained(run: BinaryClassification) -> dict[str, Trained]:
 
 def regions(run: BinaryClassification) -> Figure | None:
     """Data and the score x_1 of the final features, noise off, one panel per network."""
-    trained, dim = _trained(run), run.train.dim
+    trained, dim = begun(run), run.train.dim
     if not trained:
         return None
     lower, upper = run.train.points.numpy().min(axis=0), run.train.points.numpy().max(axis=0)
@@ -143,10 +142,7 @@ def _region_panel(
 
 def value_density(run: BinaryClassification) -> Figure | None:
     """Value function and density of the control network at five times."""
-    trained = _trained(run)
-    if "control" not in trained or run.train.dim not in CELLS:
-        return None
-    solution = _solve(run, trained["control"].network)
+    solution = control_solution(run)
     if solution is None:
         return None
     last = len(solution.times) - 1
@@ -161,9 +157,12 @@ def value_density(run: BinaryClassification) -> Figure | None:
     return _maps(run, axes, times, value, density)
 
 
-def _solve(run: BinaryClassification, network: LayeredNetwork) -> Solution | None:
-    """The equation on the first mesh that takes it; None where none does."""
-    problem = run.under_noise(network)
+def control_solution(run: BinaryClassification) -> Solution | None:
+    """The equation of the control network on the first mesh that takes it; None where none does."""
+    trained = begun(run)
+    if "control" not in trained or run.train.dim not in CELLS:
+        return None
+    problem = run.under_noise(trained["control"].network)
     try:
         half_width = choose_half_width(problem)
     except InfeasibleError:
@@ -229,7 +228,7 @@ def _maps(
 
 def training(run: BinaryClassification) -> Figure | None:
     """The objective against network evaluations and against time."""
-    trained = _trained(run)
+    trained = begun(run)
     if not trained:
         return None
     figure = plotting.new_figure(9.6, 4.2)
@@ -260,7 +259,7 @@ def training(run: BinaryClassification) -> Figure | None:
 
 def paths(run: BinaryClassification) -> Figure | None:
     """J by the equation against J by the chain along both noisy trainings."""
-    found = {name: _path(rows) for name, rows in run.paths.items() if rows}
+    found = {name: followed(rows) for name, rows in run.paths.items() if rows}
     if not any(len(path) for path in found.values()):
         return None
     figure = plotting.new_figure(9.6, 4.3)
@@ -290,7 +289,7 @@ def paths(run: BinaryClassification) -> Figure | None:
     return figure
 
 
-def _path(rows: list[dict[str, float | None]]) -> np.ndarray:
+def followed(rows: list[dict[str, float | None]]) -> np.ndarray:
     """(n, 4): evaluations, J by the equation, J by the chain, its standard error, where both are."""
     names = ("evaluations", "pde", "chain", "standard_error")
     kept = [[row[name] for name in names] for row in rows if row["pde"] is not None]
@@ -302,7 +301,7 @@ def _path(rows: list[dict[str, float | None]]) -> np.ndarray:
 
 def weights(run: BinaryClassification) -> Figure | None:
     """Weights over depth, and the step size that the modified equation limits."""
-    trained = _trained(run)
+    trained = begun(run)
     if not trained:
         return None
     figure = plotting.new_figure(3.1 * len(trained) + 0.6, 7.2)

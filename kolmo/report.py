@@ -1,4 +1,5 @@
-"""What a run leaves in its folder when it ends: networks, figures, and results.json as the last file."""
+"""What a run leaves in its folder when it ends: networks, figures, report.html, and results.json as the last
+file."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kolmo import case, plotting
+from kolmo import case, html, plotting
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.study import Study
 from kolmo.figures import write_figures
-from kolmo.files import write_json
+from kolmo.files import write_json, write_text
 from kolmo.runs import versions
 
 
@@ -36,15 +37,25 @@ def plain(value: Any) -> Any:
 
 
 def write_run(
-    run: BinaryClassification, claims: list[Claim], folder: Path, *, seconds: float, status: str
+    run: BinaryClassification,
+    claims: list[Claim],
+    folder: Path,
+    *,
+    seconds: float,
+    status: str,
+    reason: str = "",
 ) -> None:
-    """Write everything there is of a run, finished, interrupted or refused; each file is whole or absent."""
+    """Write everything there is of a run, finished, interrupted or refused; each file is whole or absent.
+
+    reason: of a refusal. report.html is left out where what it needs is missing, see `kolmo.html`.
+    """
     for name, trained in run.trained.items():
         case.save(run.under_noise(trained.network), folder / name)
     figures = write_figures(run, folder)
     content = {
         "name": run.name,
         "status": status,
+        "reason": reason,
         "claims": [claim.as_dict() for claim in claims],
         "networks": run.measured,
         "checks": [line.as_dict() for line in run.lines],
@@ -65,6 +76,11 @@ def write_run(
         "seconds": {**run.seconds, "total": seconds},
         "config": dataclasses.asdict(run.config),
     }
+    if _pages(folder):
+        from kolmo.html.page import render
+        from kolmo.html.run import page
+
+        write_text(folder / html.NAME, render(page(run, claims, folder, content)))
     write_json(folder / "results.json", plain(content))
 
 
@@ -73,25 +89,41 @@ def _history(rows: list[tuple[float, int, float]]) -> dict[str, list[float]]:
     return {name: list(c) for name, c in zip(("seconds", "evaluations", "objective"), columns, strict=True)}
 
 
-def write_study(study: Study, claims: list[Claim], folder: Path, *, seconds: float, status: str) -> None:
-    """Write figures and results.json of an experiment, as far as it came."""
-    figures = []
+def _pages(folder: Path) -> bool:
+    """Whether report.html can be written; otherwise an older one of another run is taken away."""
+    if html.unavailable() is None:
+        return True
+    (folder / html.NAME).unlink(missing_ok=True)
+    return False
+
+
+def write_study(
+    study: Study, claims: list[Claim], folder: Path, *, seconds: float, status: str, reason: str = ""
+) -> None:
+    """Write figures, report.html and results.json of an experiment, as `write_run` does of a run."""
+    figures: dict[str, tuple[Figure, str]] = {}
     for name, make in study_figures(study.name).items():
         figure = make(study)
         if figure is not None:
             plotting.save(figure, folder, name)
-            figures.append(name)
+            figures[name] = figure, make.__doc__ or name
     results = study.results()
     content = {
         **results,
         "name": study.name,
         "status": status,
+        "reason": reason,
         "claims": [claim.as_dict() for claim in claims],
-        "figures": figures,
+        "figures": list(figures),
         "seed": study.config.run.seed,
         "versions": versions(),
         "seconds": {**results.get("seconds", {}), "total": seconds},
     }
+    if _pages(folder):
+        from kolmo.html.page import render
+        from kolmo.html.study import page
+
+        write_text(folder / html.NAME, render(page(study, claims, folder, content, figures)))
     write_json(folder / "results.json", plain(content))
 
 

@@ -90,7 +90,8 @@ def timeless(content: Any) -> Any:
 def outcome(folder: Path) -> dict[str, Any]:
     """All that a run leaves: results.json without wall times as text, every other file as bytes.
 
-    The figure `training` has a time axis; of it, the name. A kill after results.json leaves the checkpoint.
+    The figure `training` and report.html have a time axis; of them, the name. A kill after results.json
+    leaves the checkpoint.
     """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
@@ -98,7 +99,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         if name == "results.json":
             found[name] = json.dumps(timeless(json.loads(path.read_text())))
         elif path.is_file() and path.parent.name != "checkpoint":
-            found[name] = None if path.stem == "training" else path.read_bytes()
+            found[name] = None if path.stem in ("training", "report") else path.read_bytes()
     return found
 
 

@@ -1,0 +1,115 @@
+"""Tables of a page: claims, networks, the cross-check and the error budget, with verdicts in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kolmo.experiments.binary_classification import Line
+from kolmo.experiments.claims import Claim
+from kolmo.experiments.estimators import SOURCES
+
+#: verdicts that a reader must not miss
+POOR = ("fails", "differ", "not explained")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, the columns' names, and rows of texts, the first of which names the row."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def shown(value: Any) -> str:
+    """A cell as text: numbers with five digits, a dash for what there is not."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.5g}" if math.isfinite(value) else str(value)
+    return str(value)
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """Every claim: measured, expected, and whether it holds."""
+    rows = [[c.claim, "holds" if c.holds else "fails", shown(c.measured), shown(c.expected)] for c in claims]
+    return Table("Claims, checked on this run", ["claim", "verdict", "measured", "expected"], rows)
+
+
+def summary(claims: Sequence[Claim], status: str) -> str:
+    """The verdict on all claims in one sentence."""
+    if status != "finished":
+        return f"This run was {status}: the page shows what was done before, and nothing is claimed."
+    held = sum(c.holds for c in claims)
+    if held == len(claims):
+        return f"All {held} claims hold."
+    return f"{held} of {len(claims)} claims hold, {len(claims) - held} fail."
+
+
+def networks_table(measured: dict[str, dict[str, Any]]) -> Table:
+    """One row for each trained network."""
+    columns = [
+        "network", "objective", "J by the equation", "J by the chain (±: 95%)", "loss, noise off",
+        "test loss", "accuracy, training data", "accuracy, test data", "largest h |V W|",
+    ]  # fmt: skip
+    rows = []
+    for name, m in measured.items():
+        low, high = m["chain"]["interval"]
+        rows.append(
+            [
+                name,
+                f"{m['objective']:.4f}",
+                f"{m['pde']['value']:.4f}",
+                f"{m['chain']['value']:.4f} ± {(high - low) / 2:.0e}",
+                f"{m['loss_without_noise']:.4f}",
+                f"{m['test_loss']:.4f}",
+                f"{m['train_accuracy']:.1%}",
+                f"{m['test_accuracy']:.1%}",
+                f"{m['largest_step']:.3f}",
+            ]
+        )
+    return Table("Trained networks, under the noise unless said otherwise", columns, rows)
+
+
+def cross_check_table(lines: Sequence[Line]) -> Table:
+    """Equation against chain, value and gradient of every network."""
+    rows = [
+        [
+            f"{x.network}, {x.quantity}",
+            x.verdict.word,
+            shown(x.pde),
+            shown(x.chain),
+            f"{abs(x.verdict.difference):.1e}",
+            f"{x.verdict.tolerance:.1e}",
+            x.verdict.reason,
+        ]
+        for x in lines
+    ]
+    columns = ["what", "verdict", "by the equation", "by the chain", "differ by", "may differ by", "because"]
+    return Table("Cross-check (gradients: their norms, and the relative difference)", columns, rows)
+
+
+def budget_table(measured: dict[str, dict[str, Any]], lines: Sequence[Line]) -> Table:
+    """Estimated errors by source, and whether they explain the difference of the two values."""
+    verdicts = {line.network: line.verdict for line in lines if line.quantity == "value"}
+    rows = []
+    for name, m in measured.items():
+        sizes = {**m["pde"]["error"], "sampling": m["chain"]["error"]["sampling"]}
+        verdict = verdicts.get(name)
+        explained = "-" if verdict is None else "explained" if verdict.agree else "not explained"
+        apart = abs(m["pde"]["value"] - m["chain"]["value"])
+        rows.append([name, explained, f"{apart:.1e}", *(f"{sizes[source]:.1e}" for source in SOURCES)])
+    columns = ["network", "difference", "|J_pde - J_chain|", *SOURCES]
+    return Table("Error budget of J: estimates by source, absolute", columns, rows)
+
+
+def study_tables(tables: Sequence[tuple[str, list[str], list[list[object]]]]) -> list[Table]:
+    """The tables that an experiment prints."""
+    return [
+        Table(title, columns, [[shown(value) for value in row] for row in rows])
+        for title, columns, rows in tables
+        if rows
+    ]
