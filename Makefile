@@ -3,7 +3,9 @@
 #   make setup       .venv with Kolmo and its tests' tools (quick when done already)
 #   make test        the quick tests                       ARGS='-k mesh' passes on to pytest
 #   make test-all    the slow ones too
+#   make test-compat the finite-element tests with the dolfinx of Debian 12, 13 and sid, in throw-away roots
 #   make lint        ruff and mypy
+#   make docs        the documentation as a site, offline, into build/site
 #   make reproduce   every result, into runs/reproduce     ARGS=--quick for the small version
 #   make bench       seconds beside those of peers, into benchmarks/results.json  ARGS=--quick: a minute
 #   make clean       removes caches, builds and .venv; runs/ stays
@@ -20,7 +22,7 @@ SUBPACKAGES := pde control experiments benchmarks
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint reproduce bench clean again
+.PHONY: help setup test test-all test-compat lint docs reproduce bench clean again
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -36,11 +38,19 @@ test: setup
 test-all: setup
 	$(PYTEST) $(ARGS)
 
+test-compat:
+	scripts/test-compat $(ARGS)
+
 lint: setup
 	.venv/bin/ruff check .
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)/kolmo
 	@ln -s $(addprefix ../../../,$(wildcard kolmo/*) $(SUBPACKAGES)) $(TYPES)/kolmo/
 	cd $(TYPES) && ../../.venv/bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p kolmo
+
+docs: setup
+	@.venv/bin/python -c 'import latex2mathml, material, mkdocstrings_handlers.python' 2>/dev/null || \
+		.venv/bin/python -m pip install -q -e '.[docs]' -c constraints.txt
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
 reproduce: setup
 	.venv/bin/kolmo reproduce --out runs/reproduce --overwrite $(ARGS)

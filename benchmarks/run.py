@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -46,6 +47,9 @@ def command(options: argparse.Namespace) -> int:
         write_json(out, content)
     if out == default_out() and in_clone() and not options.quick:
         page.update(_HERE.parent / PAGE, content)
+    if options.json:
+        print(json.dumps(content, allow_nan=False))
+        return 0 if results.ok(keys) else EXIT_CLAIM
     show(results, keys, content)
     where = "nothing is written without --out" if out is None else f"written to {out}"
     console().print(f"{where}, {content['total_seconds']:.0f} s")
@@ -56,7 +60,7 @@ def measured(options: argparse.Namespace, keys: list[str], results: Results) -> 
     """Run all parts; what results.json holds."""
     start, complete = time.perf_counter(), not options.only
     content: dict[str, Any] = {"machine": machine(), "versions": versions()}
-    with LiveProgress(options.quiet) as progress:
+    with LiveProgress(options.quiet or options.json) as progress:
         rate = 0.1 if options.quick else 0.4
         stage(progress, "roofline", lambda: content.update(roofline=roofline.measure(rate)))
         for needs, name, part in plan(keys, options.quick, complete):

@@ -26,6 +26,7 @@ _INDEX = {
     "Dataset": "kolmo.data",
     "LayeredNetwork": "kolmo.network",
     "ResidualNetwork": "kolmo.network",
+    "FieldNetwork": "kolmo.module_network",
     "KolmogorovClassifier": "kolmo.classifier",
     "Chain": "kolmo.chain",
     "SDE": "kolmo.sde",
@@ -42,7 +43,9 @@ _MODULES = (
     "data",
     "errors",
     "experiments",
+    "export",
     "images",
+    "logging",
     "loss",
     "network",
     "noise",
@@ -61,7 +64,9 @@ if TYPE_CHECKING:
         data,
         errors,
         experiments,
+        export,
         images,
+        logging,
         loss,
         network,
         noise,
@@ -74,6 +79,7 @@ if TYPE_CHECKING:
     from kolmo.data import Dataset
     from kolmo.errors import AuditError, InfeasibleError, InputError, KolmoError
     from kolmo.modified import modified_equation
+    from kolmo.module_network import FieldNetwork
     from kolmo.network import LayeredNetwork, ResidualNetwork
     from kolmo.problem import Problem
     from kolmo.sde import SDE

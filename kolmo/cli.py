@@ -1,4 +1,5 @@
-"""The command line: `kolmo reproduce | evaluate | compare | experiment | verify | bench | config | doctor`.
+"""The command line: `kolmo reproduce | evaluate | compare | experiment | verify | bench | explore | export
+| fields | config | completion | doctor`.
 
 Exit codes: 0 done (and every claim or check holds), 1 one does not hold or estimators differ,
 2 bad input or a refusal (one line says which), 130 interrupted.
@@ -81,10 +82,27 @@ def _run(options: argparse.Namespace) -> int:
         from kolmo.verify.command import command
 
         return command(options)
+    if options.command == "completion":
+        from kolmo.completion import script
+
+        print(script(_build(), options.shell))
+        return 0
+    if options.command == "export":
+        from kolmo.export.command import command as export
+
+        return export(options)
+    if options.command == "fields":
+        from kolmo.fields import command as fields
+
+        return fields(options)
     if options.command == "config":
         from kolmo.configuring import command as configure
 
         return configure(options)
+    if options.command == "explore":
+        from kolmo.explore.command import command as explore
+
+        return explore(options)
     if options.command == "bench":
         from kolmo.benchmarks.run import command as bench
 
@@ -142,6 +160,7 @@ def _build() -> _Parser:
     evaluate.add_argument("--gradient", action="store_true", help="write each estimate's gradient as npz")
     evaluate.add_argument("--out", help="folder for gradients (default: a fresh temporary one)")
     evaluate.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
+    evaluate.add_argument("--csv", metavar="FILE", help="write all numbers as table,row,column,value")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     compare = commands.add_parser(
@@ -155,6 +174,7 @@ def _build() -> _Parser:
     _estimator_options(compare, "pde,sde,exact,chain")
     compare.add_argument("--out", help="folder for comparison.json (default: none)")
     compare.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
+    compare.add_argument("--csv", metavar="FILE", help="write all numbers as table,row,column,value")
     compare.add_argument("--quiet", action="store_true", help="no progress")
     compare.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     compare.set_defaults(gradient=False)
@@ -193,6 +213,7 @@ def _build() -> _Parser:
     bench.add_argument("--only", metavar="KEY,...", help="these ratios only (written where --out says)")
     bench.add_argument("--out", metavar="FILE", help="for the results (default benchmarks/results.json)")
     bench.add_argument("--quiet", action="store_true", help="no progress")
+    bench.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     config = commands.add_parser(
         "config",
@@ -206,7 +227,58 @@ def _build() -> _Parser:
     )
     config.add_argument("--schema", action="store_const", const=True, help="the JSON Schema of all tables")
     config.add_argument("--check", metavar="FILE", help="exit code 2 and one line where it is wrong")
-    config.add_argument("--json", action="store_true", help="print a checked file's settings as JSON")
+    config.add_argument(
+        "--json", action="store_true", help="print defaults or a checked file's settings as JSON"
+    )
+
+    export = commands.add_parser(
+        "export",
+        help="the network of a case for those without Kolmo: a torch state dict with its script, or ONNX",
+        description="Write a case's network without noise, x -> logit of class 1, in a format others read.",
+        epilog="example: kolmo export runs/reproduce/control --format onnx --out deployed",
+        allow_abbrev=False,
+    )
+    export.add_argument("case", metavar="CASE_DIR")
+    export.add_argument("--format", default="torch", help="torch (network.pt, network.py; default) or onnx")
+    export.add_argument("--dtype", help="float64 (default of torch) or float32 (default of onnx)")
+    _output_options(export)
+
+    fields = commands.add_parser(
+        "fields",
+        help="value function, density and penalty over time, as files for ParaView",
+        description="Solve a case on a mesh that resolves it and write u, rho, drift and penalty over time.",
+        epilog="example: kolmo fields runs/reproduce/control --times 0,0.5,1 --out paraview",
+        allow_abbrev=False,
+    )
+    fields.add_argument("case", metavar="CASE_DIR")
+    fields.add_argument("--times", metavar="T1,T2,..", help="the nearest ends of layers (default: all)")
+    fields.add_argument(
+        "--cells", type=int, help="of the mesh, a direction (default: refined until resolved)"
+    )
+    fields.add_argument("--order", type=int, default=2, help="order of the modified equation, 1 or 2")
+    fields.add_argument("--backend", default="auto", help="auto, box, dolfinx (writes XDMF) or skfem")
+    _output_options(fields)
+
+    explore = commands.add_parser(
+        "explore",
+        help="a local page for teaching: train, move time and noise, watch",
+        description="Serve a page on this machine only, at a random port and a secret address, until Ctrl-C.",
+        epilog="example: kolmo explore --no-browser --port 8123",
+        allow_abbrev=False,
+    )
+    explore.add_argument("--port", type=int, default=0, help="to listen on (default: any that is free)")
+    explore.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="print the address, open nothing"
+    )
+
+    completion = commands.add_parser(
+        "completion",
+        help="a script that teaches the shell these commands",
+        description="Print the completion of commands, options, experiments and folders for a shell.",
+        epilog='example: eval "$(kolmo completion bash)"',
+        allow_abbrev=False,
+    )
+    completion.add_argument("shell", metavar="SHELL", help="bash or zsh (others: what shtab supports)")
 
     doctor = commands.add_parser(
         "doctor",
@@ -243,6 +315,12 @@ def _estimator_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--backend", default="auto", help="auto, box, dolfinx or skfem")
     parser.add_argument("--device", default="auto", help="of the samples: auto, cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
+
+
+def _output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", required=True, help="output folder")
+    parser.add_argument("--overwrite", action="store_true", help="reuse an output folder that is not empty")
+    parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

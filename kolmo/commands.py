@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kolmo import config, runs
+from kolmo import config, html, runs, tidy
 from kolmo.console import (
     LiveProgress,
     console,
@@ -30,7 +30,7 @@ from kolmo.console import (
 from kolmo.errors import EXIT_CLAIM, EXIT_INTERRUPTED, InputError, KolmoError
 from kolmo.experiments.claims import Claim
 from kolmo.files import UnwritableError
-from kolmo.text import nearest
+from kolmo.text import nearest, one_line
 
 
 def quiet_libraries() -> None:
@@ -90,7 +90,8 @@ def reproduce(options: argparse.Namespace) -> int:
     def make(settings: config.Config, quick: bool) -> BinaryClassification:
         return BinaryClassification(settings)
 
-    return _run(options, BinaryClassification.name, "default", "runs/reproduce", make, write_run, show)
+    write = tidy.beside(write_run, tidy.of_run)
+    return _run(options, BinaryClassification.name, "default", "runs/reproduce", make, write, show)
 
 
 def experiment(options: argparse.Namespace) -> int:
@@ -112,8 +113,8 @@ def experiment(options: argparse.Namespace) -> int:
         for title, columns, rows in study.tables():
             print_table(title, columns, rows)
 
-    kind = STUDIES[options.name]
-    return _run(options, options.name, kind.shipped, f"runs/{options.name}", kind, write_study, show)
+    kind, write = STUDIES[options.name], tidy.beside(write_study, tidy.of_study)
+    return _run(options, options.name, kind.shipped, f"runs/{options.name}", kind, write, show)
 
 
 def _run(
@@ -171,7 +172,8 @@ def _sitting(
         if not run.there:
             raise UnwritableError(f"{run.folder}: has vanished, nothing is written")
         seconds = earlier + time.perf_counter() - start
-        write(experiment, claims, run.folder, seconds=seconds, status=status)
+        reason = one_line(failure) if failure is not None else ""
+        write(experiment, claims, run.folder, seconds=seconds, status=status, reason=reason)
     except KeyboardInterrupt:
         return "interrupted"
     except (OSError, UnwritableError) as error:
@@ -217,4 +219,7 @@ def _conclude(name: str, claims: list[Claim], folder: str | Path, as_json: bool)
     else:
         print_claims(claims)
         console().print(f"written to {folder}")
+        page = Path(folder) / html.NAME
+        said = f"to read and to move: {page}" if page.exists() else html.MISSING
+        console().print(said, markup=False)
     return 0 if all(claim.holds for claim in claims) else EXIT_CLAIM

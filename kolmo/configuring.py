@@ -21,7 +21,11 @@ def command(options: argparse.Namespace) -> int:
     if len(chosen) != 1:
         raise InputError("config: expected one of --defaults, --schema and --check FILE")
     if options.defaults is not None:
-        print(load(options.defaults).dumps(), end="")
+        defaults = load(options.defaults)
+        if options.json:
+            print(json.dumps({"name": options.defaults, "config": dataclasses.asdict(defaults)}))
+        else:
+            print(defaults.dumps(), end="")
     elif options.schema is not None:
         print(json.dumps(schema(), indent=1))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from types import TracebackType
@@ -19,6 +20,9 @@ from kolmo.experiments.claims import Claim
 if TYPE_CHECKING:
     from kolmo.experiments.binary_classification import Line
 
+#: least seconds between two lines of a stage in a log
+LOG_INTERVAL = 5.0
+
 
 @lru_cache(maxsize=2)
 def console(stderr: bool = False) -> Console:
@@ -28,11 +32,13 @@ def console(stderr: bool = False) -> Console:
 
 
 class LiveProgress:
-    """A bar per stage on a terminal, one line per finished stage in a log, nothing when quiet."""
+    """A bar per stage on a terminal; plain lines in a log, of each finished stage and in a long one every
+    LOG_INTERVAL seconds at most; nothing when quiet. A terminal that cannot move its cursor is a log."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._console = console(stderr=True)
+        self._live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -43,10 +49,11 @@ class LiveProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
-            disable=quiet or not self._console.is_terminal,
+            disable=quiet or not self._live,
         )
         self._task: Any = None
         self._stage, self._note = "", ""
+        self._done, self._total, self._told = 0, 0, 0.0
 
     def __enter__(self) -> LiveProgress:
         self._bars.start()
@@ -62,19 +69,28 @@ class LiveProgress:
         if self._task is not None:
             # an optimiser may stop before its limit: the bar should not wait for the rest
             self._bars.update(self._task, total=self._bars.tasks[self._task].completed or 1)
-        if self._stage and not self._quiet and not self._console.is_terminal:
-            self._console.print(f"{self._stage}: {self._note}")
+        if self._stage:
+            self._log(self._note)
         self._stage = ""
+
+    def _log(self, text: str) -> None:
+        self._told = time.monotonic()
+        if not self._quiet and not self._live:
+            self._console.print(f"{self._stage}: {text}", markup=False)
 
     def start(self, stage: str, total: int) -> None:
         """A new stage of `total` steps."""
         self._finish()
         self._stage, self._note = stage, ""
+        self._done, self._total, self._told = 0, total, time.monotonic()
         self._task = self._bars.add_task(stage, total=total, note="")
 
     def advance(self, note: str = "", steps: int = 1) -> None:
         """Some steps of the stage are done."""
         self._note = note or self._note
+        self._done += steps
+        if time.monotonic() - self._told >= LOG_INTERVAL:
+            self._log(f"{self._done}/{self._total} {self._note}".rstrip())
         self._bars.update(self._task, advance=steps, note=note)
 
 

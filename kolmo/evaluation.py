@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kolmo import case, memory
+from kolmo import case, memory, tidy
 from kolmo.certification import (
     check_flags,
     methods,
@@ -33,7 +33,7 @@ from kolmo.errors import EXIT_CLAIM, EXIT_ERROR, AuditError, InputError, KolmoEr
 from kolmo.experiments.comparison import Comparison, parse_estimators
 from kolmo.experiments.crosscheck import REFUSAL, refuse_model
 from kolmo.experiments.estimators import OF_EQUATION, REDUCTIONS, Options, Reached, reach, relative_gradient
-from kolmo.files import output_folder, write_atomically, write_json
+from kolmo.files import output_folder, write_atomically, write_json, write_text
 from kolmo.pde.backend import resolve as resolve_backend
 from kolmo.problem import Problem
 from kolmo.text import nearest, one_line
@@ -55,6 +55,9 @@ def evaluate(options: argparse.Namespace) -> int:
             raise
         print(json.dumps({"case": name, "error": one_line(error)}))
         return EXIT_ERROR
+    if options.csv is not None:
+        parts = ("estimates", "tolerance", "values")
+        write_text(options.csv, tidy.text(tidy.of_results({p: result[p] for p in parts if p in result})))
     if options.json:
         print(json.dumps(result, allow_nan=False))
     return 0 if result.get("tolerance", {}).get("met", True) else EXIT_CLAIM
@@ -86,6 +89,8 @@ def compare(options: argparse.Namespace) -> int:
     words = [comparison["verdict"] for comparison in found.values()]
     if options.out is not None:
         write_json(Path(options.out) / "comparison.json", found)
+    if options.csv is not None:
+        write_text(options.csv, tidy.text(tidy.of_results(found)))
     if options.json:
         print(json.dumps({"cases": found}, allow_nan=False))
     else:

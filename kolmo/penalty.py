@@ -61,7 +61,7 @@ class DepthSmoothness(Penalty):
 
     With it and weight decay controls are bounded in H1(0, T): minimising sequences converge, and the
     continuous problem has a solution.
-    Parameters have the layers on their first axis. coefficient: a finite number >= 0, else InputError.
+    Parameters have the layers on their first axis, coefficient is a finite number >= 0: else InputError.
     """
 
     def __init__(self, coefficient: float) -> None:
@@ -70,6 +70,12 @@ class DepthSmoothness(Penalty):
         self.coefficient = float(coefficient)
 
     def __call__(self, network: LayeredNetwork) -> Tensor:
+        for name, p in network.named_parameters():
+            if p.shape[:1] != (network.depth,):
+                shape = tuple(p.shape)
+                raise InputError(
+                    f"penalty.depth_smoothness: {name} has shape {shape}, not {network.depth} layers first"
+                )
         zero = torch.zeros((), dtype=torch.float64)
         total = sum(((p[1:] - p[:-1]).square().sum() for p in network.parameters()), zero)
         return self.coefficient / network.time_step * total

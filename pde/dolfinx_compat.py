@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +69,25 @@ def linear_space(mesh: Any) -> Any:
     if hasattr(fem, "functionspace"):
         return fem.functionspace(mesh, ("Lagrange", 1))
     return fem.FunctionSpace(mesh, ("Lagrange", 1))
+
+
+def vector_space(mesh: Any) -> Any:
+    """P1 vector fields on the mesh, as many components as dimensions."""
+    from dolfinx import fem
+
+    if hasattr(fem, "functionspace"):
+        return fem.functionspace(mesh, ("Lagrange", 1, (mesh.geometry.dim,)))
+    return fem.VectorFunctionSpace(mesh, ("Lagrange", 1))
+
+
+@contextmanager
+def xdmf_writer(mesh: Any, path: Path) -> Iterator[Callable[[Any, float], None]]:
+    """Write the mesh, then functions with their times, to an XDMF file and its HDF5 neighbour."""
+    from dolfinx import io
+
+    with io.XDMFFile(mesh.comm, str(path), "w") as file:
+        file.write_mesh(mesh)
+        yield file.write_function
 
 
 def cell_geometry(mesh: Any) -> np.ndarray:

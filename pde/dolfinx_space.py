@@ -12,6 +12,8 @@ Every process holds its own nodes; network, march and gradient never see the oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,20 @@ class DolfinxSpace(MappedSpace):
         result = sp.csr_matrix((values.copy(), columns.copy(), starts.copy()), shape=(len(drift),) * 2)
         matrix.destroy()
         return result
+
+    def write_series(self, path: Path, times: np.ndarray, fields: Sequence[dict[str, np.ndarray]]) -> None:
+        """Nodal fields, scalars (Q,) and vectors (Q, d), at every time, as XDMF with its numbers in HDF5."""
+        from dolfinx import fem
+
+        scalars = {name for name, values in fields[0].items() if values.ndim == 1}
+        spaces = {True: self._numbering.functions, False: compat.vector_space(self._numbering.domain)}
+        functions = {name: fem.Function(spaces[name in scalars], name=name) for name in fields[0]}
+        with compat.xdmf_writer(self._numbering.domain, path) as write:
+            for time, nodal in zip(times, fields, strict=True):
+                for name, function in functions.items():
+                    # both spaces number the nodes alike: one map of nodes to degrees of freedom
+                    function.x.array[:] = nodal[name].ravel()
+                    write(function, float(time))
 
 
 class _Fields:
