@@ -76,7 +76,7 @@ def test_dolfinx_peers_solve_our_equation(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("dim", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_pypde_solves_our_equation(dim: int) -> None:
     """Finite differences end within 1% of our finite elements."""
     problem, task = tiny(dim)

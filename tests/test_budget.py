@@ -95,7 +95,7 @@ def test_recovery_needs_a_uniform_grid() -> None:
 
 @pytest.mark.parametrize("make", [injection, dropout], ids=["injection", "dropout"])
 @pytest.mark.parametrize("propagator", [Explicit(), Implicit(8)], ids=["explicit", "implicit"])
-@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("dim", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_mesh_term_on_closed_forms(dim: int, propagator: Propagator, make: Any) -> None:
     """Effectivity between 1/2 and 2 on every mesh, within 10% on the finest; the corrected J is better."""
     given = make(dim)

@@ -149,7 +149,15 @@ def test_the_exact_gradient(folder: Path) -> None:
     assert np.linalg.norm(ours - target) <= 0.01 * np.linalg.norm(target) + sampling
 
 
-@pytest.mark.parametrize("folder", [f for f in _cases() if not f.name.startswith("p3")], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(f, marks=[pytest.mark.slow] if f.name.startswith("p2") else [])
+        for f in _cases()
+        if not f.name.startswith("p3")
+    ],
+    ids=lambda f: f.name,
+)
 def test_sde_and_pde_reach_one_number(folder: Path) -> None:
     """|J_sde - J_pde| within sampling, time, mesh and box: both solve the same modified equation."""
     options = Options(sde_paths=50_000)

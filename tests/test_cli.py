@@ -239,7 +239,7 @@ def test_reproduce_from_start_to_reload(
 
 def test_ctrl_c_saves_what_is_done(tiny: Path, tmp_path: Path) -> None:
     """An interrupt in the stochastic training: exit code 130, the control's network on disk."""
-    text = tiny.read_text().replace("steps = 20", "steps = 100000")
+    text = tiny.read_text().replace("steps = 20", "steps = 1000000")
     tiny.write_text(text)
     out = tmp_path / "run"
     command = [sys.executable, "-m", "kolmo.cli", "reproduce", "--config", str(tiny), "--out", str(out)]

@@ -179,7 +179,7 @@ FAULTS = [_flip_drift, _order_two_sign, _double_correction, _covariance_p, _chai
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__.strip("_"))
-@pytest.mark.parametrize("strength", ["strong", "weak"])
+@pytest.mark.parametrize("strength", ["strong", pytest.param("weak", marks=pytest.mark.slow)])
 def test_faults_are_found(fault: Any, strength: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fault makes the comparison differ, also where the noise changes J by a few percent only."""
     given = mild(dim=2) if strength == "strong" else mild(noise.BernoulliDropout(0.9), 2)

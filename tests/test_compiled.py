@@ -285,6 +285,7 @@ def test_second_derivatives_are_refused() -> None:
         gradient.sum().backward()
 
 
+@pytest.mark.slow
 def test_kernels_come_from_the_cache() -> None:
     """A second process compiles nothing."""
     program = (

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from test_readme import blocks
 
-from kolmo.cli import _build
 from kolmo.errors import InputError
 from kolmo.experiments import EXPERIMENTS
+from kolmo.parser import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -73,14 +73,14 @@ def test_command_lines_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for words in typed(text):
         check(words)
-        _build().parse_args(words)
+        build().parse_args(words)
     for words in mentioned(text):
         check(words)
 
 
 def check(words: list[str]) -> None:
     """Raise InputError where a command, one of its options, or an experiment does not exist."""
-    commands = next(a for a in _build()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    commands = next(a for a in build()._actions if isinstance(a, argparse._SubParsersAction)).choices
     if words[0].startswith("-"):
         return
     if words[0] not in commands:

@@ -35,6 +35,7 @@ from kolmo.pde.spline import TensorSpline, gather
 # ------------------------------------------------------------------ splines
 
 
+@pytest.mark.slow
 def test_the_kernels_are_compiled_once() -> None:
     """What one process compiled the next one finds: numba's cache does not grow (closures' would)."""
     program = (

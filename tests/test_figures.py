@@ -71,7 +71,8 @@ def check(folder: Path, names: list[str]) -> None:
         assert image[..., :3].std() > 0.05
 
 
-@pytest.mark.parametrize("kind", ["moons", pytest.param("interval", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["moons", "interval"])
 def test_every_figure_of_a_tiny_run(kind: str, tmp_path: Path) -> None:
     run = tiny(kind)
     train(run)

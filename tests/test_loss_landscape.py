@@ -61,6 +61,7 @@ def test_claims_of_the_numbers_hold_on_any_problem(done: LossLandscape) -> None:
     assert [text for text in failing(done.found) if "without noise" not in text and "ratio" not in text] == []
 
 
+@pytest.mark.slow
 def test_results_tables_and_figures(done: LossLandscape, tmp_path: Path) -> None:
     """Numbers that JSON holds, no weights among them; rows as long as the head; a panel for each map."""
     found = json.loads(json.dumps(done.results(), allow_nan=False))

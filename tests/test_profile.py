@@ -16,6 +16,7 @@ from problems import problem
 from test_cli import TINY
 
 from kolmo import cli, profile
+from kolmo.parser import build
 from kolmo.pde import BackwardKolmogorov, Implicit
 from kolmo.profile import profiling, section, timed
 
@@ -179,7 +180,7 @@ def test_a_refusal_is_profiled_too(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_the_flag() -> None:
     for command in ("reproduce", "evaluate", "compare", "experiment", "verify", "bench", "doctor"):
         words = [command, "case"] if command in ("evaluate", "compare", "experiment") else [command]
-        parser = cli._build()
+        parser = build()
         assert parser.parse_args([*words, "--profile"]).profile is True
         assert parser.parse_args(words).profile is False
 

@@ -344,6 +344,7 @@ def test_two_processes_do_not_share_a_run(begun: Path, capsys: pytest.CaptureFix
     os.close(opened.lock)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(tiny: Undisturbed, capsys: pytest.CaptureFixture[str]) -> None:
     """It says so, prints its claims, and ends with their exit code."""
     folder = Path(tiny.arguments[2]).parent / "run"
@@ -454,9 +455,8 @@ def vanish_in_writing(folder: Path) -> Path:
     return folder / "regions.png"
 
 
-@pytest.mark.parametrize(
-    "moment", [vanish_in_training, pytest.param(vanish_in_writing, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [vanish_in_training, vanish_in_writing])
 def test_a_vanished_folder_is_one_error(
     moment: Callable[[Path], Path], tiny: Undisturbed, tmp_path: Path
 ) -> None:

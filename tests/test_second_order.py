@@ -174,7 +174,8 @@ def test_newton_solves_a_quadratic_in_its_first_steps() -> None:
     np.testing.assert_allclose(found.theta, [0.2, -0.1, 1.0, -1.0], atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 3])
 def test_newton_and_lbfgs_reach_stationary_points(seed: int) -> None:
     """Gradients of 1e-5 of the first one, by few Newton steps; neither ends above its start."""
     equation = smooth(2, seed)

@@ -114,7 +114,8 @@ def test_a_layers_gradient(gamma: float) -> None:
         objective.theta = theta
 
 
-@pytest.mark.parametrize("gamma", [1e-8, pytest.param(10.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("gamma", [1e-8, 10.0])
 def test_sweeps_descend(gamma: float) -> None:
     """Every accepted sweep lowers the objective, whatever gamma is at first; the end is nearly stationary."""
     equation, penalties = smooth(3), (WeightDecay(1e-2), StepPenalty())

@@ -15,6 +15,7 @@ import pytest
 
 from kolmo import cli, config, console
 from kolmo.console import LiveProgress
+from kolmo.parser import build
 
 #: a table and a stage, as every command prints them, under several environments in turn
 SHOW = """
@@ -135,7 +136,7 @@ def test_completion_of_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_every_command_that_prints_a_table_has_json() -> None:
     """But for explore, which serves a page, and completion, which prints a script."""
-    parser = cli._build()
+    parser = build()
     commands = next(a.choices for a in parser._actions if isinstance(a.choices, dict))
     without = {n for n, c in commands.items() if "--json" not in c._option_string_actions}
     assert without == {"explore", "completion"}
