@@ -155,6 +155,21 @@ def test_asks_for_nothing_from_outside(folder: Path, reader: Reader) -> None:
 
 
 @needs_page
+def test_other_packages_of_the_process_leave_nothing_on_the_page() -> None:
+    """panel registers scripts of its own with bokeh, which would be looked for beside the file."""
+    pytest.importorskip("panel")
+    from bokeh.plotting import figure
+
+    from kolmo.html.page import Figure, Page, Section, render
+
+    chart = figure(width=100, height=100)
+    chart.line([0, 1], [0, 1])
+    section = Section("one", "One", figures=[Figure("chart", "a line", charts=[chart], caption="")])
+    text = render(Page("A page", "of one chart", [("status", "finished")], [section]))
+    assert "static/extensions" not in text and "Bokeh" in text
+
+
+@needs_page
 def test_says_every_verdict_in_words(run: BinaryClassification, reader: Reader) -> None:
     """Claims, cross-check, budget and Pontryagin's conditions, as the run found them."""
     claims = run.claims()
