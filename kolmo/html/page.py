@@ -105,9 +105,9 @@ def render(page: Page) -> str:
         with document.models.freeze():  # one look at what is linked to what, not one for each chart
             for model in live.values():
                 document.add_root(model)
-        # not `render_js`: it adds what other packages of the process, such as panel, load for their own models
+        # not `render_js`, which adds what other packages of the process, such as panel, load for themselves
         scripts = Resources(mode="inline", components=["bokeh", "bokeh-widgets"], minified=True).js_raw
-        library = "\n".join(f"<script>\n{text}\n</script>" for text in scripts)
+        library = "\n".join(f"<script>\n{code}\n</script>" for code in scripts)
         script, divs = components(live)
     text: str = environment.get_template("page.html").render(
         page=page,
