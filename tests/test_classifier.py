@@ -31,7 +31,9 @@ def moons(samples: int = 80, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("method", ["stochastic", "control", "exact"])
 def test_scikit_learns_own_checks_pass(method: str) -> None:
     """Data of many features go through their leading principal components, where a mesh has to be."""
-    settings: dict[str, Any] = {"width": 4, "depth": 4, "steps": 80, "iterations": (40,)}
+    # some of the data have random labels: few layers and little decay end where the equation refuses
+    settings: dict[str, Any] = {"width": 4, "depth": 16, "weight_decay": 0.03, "steps": 80}
+    settings |= {"cells": (32,), "iterations": (40,)}
     components = None if method == "stochastic" else 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkipTestWarning)  # pandas and the array API are optional
