@@ -285,7 +285,9 @@ def box(given: Problem) -> float:
     return 3.6 + 0.1 * float(given.network.W.detach().norm())
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "repeated" else []) for n in TRAININGS]
+)
 def test_a_training_stopped_after_any_step_goes_on_bitwise(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

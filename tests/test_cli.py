@@ -237,13 +237,20 @@ def test_reproduce_from_start_to_reload(
     assert "seed = 1" in (out / "config.toml").read_text()
 
 
+def _heeds_interrupts() -> None:
+    """A shell's background jobs, and what they start, ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_saves_what_is_done(tiny: Path, tmp_path: Path) -> None:
     """An interrupt in the stochastic training: exit code 130, the control's network on disk."""
     text = tiny.read_text().replace("steps = 20", "steps = 1000000")
     tiny.write_text(text)
     out = tmp_path / "run"
     command = [sys.executable, "-m", "kolmo.cli", "reproduce", "--config", str(tiny), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_heeds_interrupts
+    )
     assert process.stderr is not None
     for line in process.stderr:  # the finished control stage prints its line
         if line.startswith("control"):

@@ -47,7 +47,7 @@ def pde_loss(given: kolmo.Problem, **options: object) -> float:
 
 @pytest.mark.parametrize("propagator", [Explicit(), Implicit(8)], ids=["explicit", "implicit"])
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("dim", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ornstein_uhlenbeck_second_order_in_the_mesh(dim: int, order: int, propagator: Propagator) -> None:
     """|J_pde - J of the modified equation by its moments| = O((R/n)^2)."""
     given = injection(dim)
@@ -103,7 +103,7 @@ def at_fixed_diffusion(depth: int, kappa: float = 0.15) -> kolmo.Problem:
     return dropout(1, depth, keep=1 / depth / (1 / depth + kappa))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("dim", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_linear_dropout_second_order_in_the_mesh(dim: int) -> None:
     """|J_pde - J of the modified equation by its moments| = O((R/n)^2), diffusion quadratic in x."""
     given = dropout(dim, 4, keep=0.4)

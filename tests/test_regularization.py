@@ -244,6 +244,7 @@ def test_single_masks_are_the_chains_derivative_by_the_rate() -> None:
     assert abs(path / masks - 1) > 5e-3
 
 
+@pytest.mark.slow
 def test_path_flow_and_masks_meet_as_layers_are_split() -> None:
     """Their relative differences are of the first order in h."""
     problem = problems.problem(2, depth=6, samples=20)

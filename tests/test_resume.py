@@ -472,6 +472,7 @@ def test_a_vanished_folder_is_one_error(
     assert last_states(tmp_path / "away")
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_a_single_bit(tiny: Undisturbed, tmp_path: Path) -> None:
     """The check itself: one bit of one weight, or the last digit of one number, is a difference."""
     folder = tmp_path / "run"

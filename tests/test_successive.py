@@ -47,8 +47,8 @@ def controlled(depth: int, order: int = 2, substeps: int = 2) -> tuple[BackwardK
         ("newton", 2),
         ("lbfgs", 1),
         ("lbfgs", 2),
-        ("successive", 2),
         pytest.param("successive", 1, marks=pytest.mark.slow),
+        pytest.param("successive", 2, marks=pytest.mark.slow),
     ],
 )
 def test_every_method_reaches_the_discrete_optimum(method: str, order: int) -> None:

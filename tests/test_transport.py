@@ -29,7 +29,13 @@ CELLS = {1: [64, 96, 144, 216], 2: [48, 64, 96, 128]}
 #: points of the data: so many that J does not depend on where they lie between nodes
 SAMPLES = 400
 LITTLE = [1 - 1e-6, 0.999, 0.99]
-SCHEMES = pytest.mark.parametrize("propagator", [Explicit(), Implicit(8)], ids=["explicit", "implicit"])
+SCHEMES = pytest.mark.parametrize(
+    "propagator",
+    [
+        pytest.param(Explicit(), id="explicit"),
+        pytest.param(Implicit(8), id="implicit", marks=pytest.mark.slow),
+    ],
+)
 
 
 def noiseless(dim: int) -> kolmo.Problem:
