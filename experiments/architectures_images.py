@@ -20,6 +20,7 @@ from kolmo.checkpoint import Checkpoint, Memo, State
 from kolmo.device import resolve as resolve_device
 from kolmo.experiments.architectures_part import Table
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.intervals import half_width
 from kolmo.experiments.progress import Progress
 from kolmo.images.networks import NetworkPlan
 from kolmo.images.settings import ImageSettings
@@ -120,10 +121,7 @@ class Images:
 
     def half(self, values: np.ndarray, sides: int = 2) -> float:
         """Student's half-width of the interval for the mean, of one or two sides."""
-        from scipy.stats import t
-
-        quantile = float(t.ppf(1 - (1 - CONFIDENCE) / sides, len(values) - 1))
-        return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+        return float(half_width(values, CONFIDENCE, sides))
 
     def gap(self) -> np.ndarray:
         """LM-ResNet's test error minus ResNet's, the mean over depths, for each seed."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from kolmo import training
@@ -23,6 +22,7 @@ from kolmo.checkpoint import Checkpoint, Memo, State
 from kolmo.config import Config
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.ensemble import Classifier, Ensemble, Limit, accuracy, attack, error, single
+from kolmo.experiments.intervals import half_width
 from kolmo.experiments.progress import Progress, Silent
 from kolmo.pde.backend import resolve as resolve_backend
 from kolmo.penalty import StepPenalty, WeightDecay
@@ -180,8 +180,7 @@ class FeynmanKac:
 
     def margin(self, values: np.ndarray) -> np.ndarray:
         """Half a 95% interval of the mean over seeds (first axis), by Student's quantile."""
-        count = len(values)
-        return np.asarray(stdtrit(count - 1, 0.975) * values.std(axis=0, ddof=1) / math.sqrt(count))
+        return half_width(values, 0.95)
 
     def claims(self) -> list[Claim]:
         """The limit and its approach, under attack too; and what noise is worth there."""
@@ -207,7 +206,7 @@ class FeynmanKac:
         claims.append(Claim(text, off, f"<= {CLOSE:g} and three standard errors", off <= CLOSE))
         gain = self.table("limit")[:, -1] - self.table("plain")[:, -1]
         text = f"accuracy under attack of radius {RADII[-1]:g}: limit above the network without noise"
-        least = float(stdtrit(len(gain) - 1, self.confidence) * gain.std(ddof=1) / math.sqrt(len(gain)))
+        least = float(half_width(gain, self.confidence, sides=1))
         mean, expected = float(gain.mean()), f"> {least:.3g} (one-sided {self.confidence:.0%} t interval)"
         claims.append(Claim(text, mean, expected, mean > least))
         return claims

@@ -25,6 +25,7 @@ from kolmo.config import Config
 from kolmo.device import resolve as resolve_device
 from kolmo.errors import InputError
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.intervals import half_width
 from kolmo.experiments.progress import Progress, Silent
 from kolmo.images.data import ImageData
 from kolmo.images.networks import NetworkPlan
@@ -183,12 +184,7 @@ class ImageDropout:
 
     def half(self, values: np.ndarray, sides: int = 2) -> float:
         """Student's half-width of the interval for the mean of a value for each seed, of one or two sides."""
-        from scipy.stats import t
-
-        if len(values) < 2:
-            return math.nan
-        quantile = float(t.ppf(1 - (1 - self.confidence) / sides, len(values) - 1))
-        return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+        return float(half_width(values, self.confidence, sides))
 
     def values(self, place: str, rate: float, name: str) -> np.ndarray:
         """One of a Training's attributes, for each seed that is done."""

@@ -20,6 +20,7 @@ from kolmo.checkpoint import Checkpoint, Memo
 from kolmo.config import Config
 from kolmo.control.admissible import Box
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.intervals import half_width
 from kolmo.experiments.progress import Progress, Silent
 from kolmo.pde.backend import resolve as resolve_backend
 from kolmo.penalty import StepPenalty, WeightDecay
@@ -101,16 +102,13 @@ class Overfitting:
 
     def claims(self) -> list[Claim]:
         """Lower test loss in every seed, and in the mean beyond a one-sided t interval."""
-        from scipy.stats import t
-
         claims = []
         for method in ("stochastic", "control"):
             gain = self.gains(method)
             text = f"{method}: test loss below the noiseless network's in every seed (seeds)"
             lower = int((gain > 0).sum())
             claims.append(Claim(text, lower, f"{len(gain)} of {len(gain)}", lower == len(gain)))
-            spread = float(gain.std(ddof=1) / np.sqrt(len(gain)))
-            margin = float(t.ppf(self.confidence, len(gain) - 1)) * spread
+            margin = float(half_width(gain, self.confidence, sides=1))
             text = f"{method}: mean gain in test loss over {len(gain)} seeds"
             expected = f"> {margin:.3g} (one-sided {self.confidence:.0%} t interval)"
             claims.append(Claim(text, float(gain.mean()), expected, bool(gain.mean() > margin)))

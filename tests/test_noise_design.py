@@ -19,6 +19,7 @@ from kolmo.control.bilevel import Inner, SaddleError
 from kolmo.control.design import at_the_edge
 from kolmo.errors import ConditionError, InfeasibleError, InputError
 from kolmo.experiments import noise_design, noise_design_draw
+from kolmo.experiments.intervals import half_width
 from kolmo.experiments.noise_design import FAMILIES, WAYS, Mean, NoiseDesign, every_way
 from kolmo.experiments.noise_design_draw import DEPTH, LEAST, MOST, SETS, Choice, Draw
 from kolmo.noise import Controlled, HiddenDropout
@@ -340,3 +341,14 @@ def test_draws_are_kept_and_refusals_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert studies[0].refused == studies[1].refused == {"blobs-0": "no minimum here"}
     one, two = (json.dumps(plain(study.results())) for study in studies)
     assert one == two
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+def test_half_widths_are_students(sides: int) -> None:
+    """Against scipy's quantile, column by column; of one value none."""
+    from scipy import stats
+
+    values = np.random.default_rng(1).standard_normal((5, 3))
+    quantile = stats.t.ppf(1 - 0.1 / sides, 4)
+    np.testing.assert_allclose(half_width(values, 0.9, sides), quantile * stats.sem(values), rtol=1e-12)
+    assert np.isnan(half_width(values[:1], 0.9, sides)).all()
