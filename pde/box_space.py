@@ -182,8 +182,8 @@ class BoxGenerator(Generator):
         substep.sensitivity(*rows, self.space.near, (0,) * len(rows[0]), G)
         return G
 
-    def explicit(self, dt: float, count: int, corrections: int) -> BoxSteps:
-        return BoxSteps(self.space, self, dt, count, corrections)
+    def explicit(self, dt: float, count: int, corrections: int, degree: int) -> BoxSteps:
+        return BoxSteps(self.space, self, dt, count, corrections, degree)
 
     def shifted(self, alpha: float) -> ShiftedSolver:
         return FactorisedSolver(self.matrix(self.space.stencil.mass) - alpha * self.matrix(self.entries))
@@ -207,11 +207,11 @@ class BoxSteps(ExplicitSteps):
     """Substeps of the explicit propagator, compiled for the two classes."""
 
     def __init__(
-        self, space: BoxSpace, generator: BoxGenerator, dt: float, count: int, corrections: int
+        self, space: BoxSpace, generator: BoxGenerator, dt: float, count: int, corrections: int, degree: int
     ) -> None:
-        super().__init__(space, generator, dt, count, corrections)
+        super().__init__(space, generator, dt, count, corrections, degree)
         self._box = space
-        self._fixed = (generator.K, space.stencil.inverse, space.near, corrections, dt)
+        self._fixed = (generator.K, space.stencil.inverse, space.near, corrections, dt, degree)
 
     def backward(self, u: np.ndarray) -> np.ndarray:
         return self._taylor(u, self._box.work()[0][5:]) if u.shape[1] == 2 else super().backward(u)
@@ -233,10 +233,12 @@ class BoxSteps(ExplicitSteps):
         density, weights = self._transposed(rho)
         stencil = self._box.stencil
         G = self._box.pool.take(len(stencil.offsets), stencil.count)
-        # w_1 goes with the first weight, ..., w_4 = u with the fourth
+        # w_1 goes with the first weight, ..., w_n = u with the last
         width = record.shape[2]
-        states, flat = record.reshape(-1, width), weights.reshape(-1, width)
-        substep.sensitivity(flat, states, self._box.near, (0,) * len(flat), G)
+        flat, states = (rows[: self.degree].reshape(-1, width) for rows in (weights, record))
+        # the plane's kernel counts rows itself
+        unrolled = (0,) * (0 if self._box.dim == 2 else len(flat))
+        substep.sensitivity(flat, states, self._box.near, unrolled, G)
         return density, G
 
     def _taylor(self, u: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -10,85 +10,132 @@ import numpy as np
 
 from kolmo.kernel import FINITE, bits, kernel, number
 
+# Starts and columns are unsigned: a signed index might be negative, and numba's test for that takes as long
+# as the products themselves.
+
+_ONE = np.uint64(1)
+
 
 @kernel
 def product(starts, columns, data, u, out):  # type: ignore[no-untyped-def]
     """out (Q, 2) = A u for a matrix in compressed rows."""
-    for r in range(len(out)):
+    for r in range(np.uint64(len(out))):
         first, second = 0.0, 0.0
-        for k in range(starts[r], starts[r + 1]):
+        for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
             c, entry = columns[k], data[k]
             first += entry * u[c, 0]
             second += entry * u[c, 1]
-        out[r, 0] = first
-        out[r, 1] = second
+        out[r, 0], out[r, 1] = first, second
 
 
 @kernel
-def solve_mass(starts, columns, defect, inverse, corrections, y, work):  # type: ignore[no-untyped-def]
-    """M_k^-1 y by Horner's rule in I - Ml^-1 M (entries: defect), as one of the parts of work (3, Q, 2)."""
+def _scaled(starts, columns, data, scale, u, out):  # type: ignore[no-untyped-def]
+    # out = scale (A u)
+    for r in range(np.uint64(len(out))):
+        first, second = 0.0, 0.0
+        for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
+            c, entry = columns[k], data[k]
+            first += entry * u[c, 0]
+            second += entry * u[c, 1]
+        out[r, 0], out[r, 1] = scale[r] * first, scale[r] * second
+
+
+@kernel
+def _corrected(starts, columns, data, share, y, u, out):  # type: ignore[no-untyped-def]
+    # out = share (y + A u)
+    for r in range(np.uint64(len(out))):
+        first, second = y[r, 0], y[r, 1]
+        for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
+            c, entry = columns[k], data[k]
+            first += entry * u[c, 0]
+            second += entry * u[c, 1]
+        out[r, 0], out[r, 1] = share * first, share * second
+
+
+@kernel
+def _solve_mass(starts, columns, defect, corrections, share, work, out):  # type: ignore[no-untyped-def]
+    # out = share M_k^-1 y for work[0] = Ml^-1 y, by Horner's rule in I - Ml^-1 M (entries: defect)
     first, last = work[0], work[0]
-    for r in range(len(y)):
-        first[r, 0] = inverse[r] * y[r, 0]
-        first[r, 1] = inverse[r] * y[r, 1]
-    for k in range(corrections):
+    for k in range(corrections - 1):
         into = work[1 + k % 2]
-        product(starts, columns, defect, last, into)
-        for r in range(len(y)):
-            into[r, 0] += first[r, 0]
-            into[r, 1] += first[r, 1]
+        _corrected(starts, columns, defect, 1.0, first, last, into)
         last = into
-    return last
+    if corrections > 0:
+        _corrected(starts, columns, defect, share, first, last, out)
+    else:
+        out[:] = share * first
 
 
 @kernel
-def stages(starts, columns, K, defect, inverse, corrections, dt, u):  # type: ignore[no-untyped-def]
-    """The states w_1, ..., w_4 = u, w_0 of one substep from u (Q, 2): shape (5, Q, 2)."""
-    count = len(u)
-    found, work, y = np.empty((5, count, 2)), np.empty((3, count, 2)), np.empty((count, 2))
-    found[3] = u
-    for stage in range(4):
-        before, after = found[3 - stage], found[2 - stage] if stage < 3 else found[4]
-        product(starts, columns, K, before, y)
-        moved = solve_mass(starts, columns, defect, inverse, corrections, y, work)
-        share = dt / (4 - stage)
+def stages(starts, columns, K, defect, inverse, corrections, dt, degree, u, found, work, out):  # type: ignore[no-untyped-def]
+    """out (Q, 2) = w_0 of one substep from u = w_n for the degree n.
+
+    found (4, Q, 2) gets the stages w_1, ..., w_n. work: (3, Q, 2).
+    """
+    count = np.uint64(len(u))
+    found[degree - 1] = u
+    for j in range(degree, 0, -1):
+        after = found[j - 2] if j > 1 else out
+        _scaled(starts, columns, K, inverse, found[j - 1], work[0])
+        _solve_mass(starts, columns, defect, corrections, dt / j, work, after)
         for r in range(count):
-            after[r, 0] = u[r, 0] + share * moved[r, 0]
-            after[r, 1] = u[r, 1] + share * moved[r, 1]
-    return found
+            after[r, 0] += u[r, 0]
+            after[r, 1] += u[r, 1]
 
 
 @kernel
-def forward(starts, columns, K_transposed, defect, inverse, corrections, dt, rho):  # type: ignore[no-untyped-def]
-    """The density one substep later (Q, 2), and the weights (4, Q, 2) that the cotangent needs."""
-    count = len(rho)
-    weights, work = np.empty((4, count, 2)), np.empty((3, count, 2))
-    y, out = rho.copy(), rho.copy()
-    for stage in range(4):
-        moved = solve_mass(starts, columns, defect, inverse, corrections, y, work)
-        share = dt / (stage + 1)
+def forward(starts, columns, K, defect, inverse, corrections, dt, degree, rho, weights, work, out):  # type: ignore[no-untyped-def]
+    """out (Q, 2): the density rho one substep later; fills the weights (4, Q, 2) that the cotangent needs.
+
+    K: the entries of K^T. work: (3, Q, 2).
+    """
+    count, first = np.uint64(len(rho)), work[0]
+    for r in range(count):
+        for c in range(np.uint64(2)):
+            out[r, c] = rho[r, c]
+            first[r, c] = inverse[r] * rho[r, c]
+    for stage in range(degree):
+        _solve_mass(starts, columns, defect, corrections, dt / (stage + 1), work, weights[stage])
+        product(starts, columns, K, weights[stage], first)
         for r in range(count):
-            weights[stage, r, 0] = share * moved[r, 0]
-            weights[stage, r, 1] = share * moved[r, 1]
-        product(starts, columns, K_transposed, weights[stage], y)
-        for r in range(count):
-            out[r, 0] += y[r, 0]
-            out[r, 1] += y[r, 1]
-    return out, weights
+            for c in range(np.uint64(2)):
+                out[r, c] += first[r, c]
+                first[r, c] *= inverse[r]
 
 
 @kernel
-def sensitivity(starts, columns, weights, states):  # type: ignore[no-untyped-def]
-    """sum_n p_n[row] . u_n[column] for every entry, p, u (n, Q, 2): shape (entries,)."""
-    found = np.zeros(len(columns))
-    for n in range(len(weights)):
+def sensitivity(starts, columns, weights, states, degree, out):  # type: ignore[no-untyped-def]
+    """out (entries,) = sum_n p_n[row] . u_n[column] for p, u (n, Q, 2), the first `degree` of them."""
+    for n in range(degree):
         p, u = weights[n], states[n]
-        for r in range(len(starts) - 1):
+        for r in range(np.uint64(len(p))):
             first, second = p[r, 0], p[r, 1]
-            for k in range(starts[r], starts[r + 1]):
+            for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
                 c = columns[k]
-                found[k] += first * u[c, 0] + second * u[c, 1]
-    return found
+                part = first * u[c, 0] + second * u[c, 1]
+                out[k] = part + out[k] if n > 0 else part
+
+
+@kernel
+def mirrored(data, mirror, out):  # type: ignore[no-untyped-def]
+    """out[k] = data[mirror[k]]."""
+    for k in range(np.uint64(len(out))):
+        out[k] = data[mirror[k]]
+
+
+@kernel
+def rate(starts, data, inverse):  # type: ignore[no-untyped-def]
+    """max_r sum_s |A_rs| / Ml_r; nan where an entry is not finite."""
+    largest, every = 0.0, 0.0
+    for r in range(np.uint64(len(inverse))):
+        total = 0.0
+        for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
+            total += abs(data[k])
+        total *= inverse[r]
+        every += total
+        largest = max(largest, total)
+    # a comparison alone would let a nan pass
+    return largest if every <= FINITE else np.nan
 
 
 @kernel
@@ -97,11 +144,11 @@ def entries(starts, nodes, blocks, coefficients, parts, out):  # type: ignore[no
 
     blocks (n, c), coefficients (Q, c); parts: a tuple of c entries: its length is a constant to the compiler.
     """
-    for r in range(len(out)):
+    for r in range(np.uint64(len(out))):
         total = 0.0
-        for k in range(starts[r], starts[r + 1]):
+        for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
             q = nodes[k]
-            for i in range(len(parts)):
+            for i in range(np.uint64(len(parts))):
                 total += blocks[k, i] * coefficients[q, i]
         out[r] = total
 
@@ -110,10 +157,10 @@ def entries(starts, nodes, blocks, coefficients, parts, out):  # type: ignore[no
 def pulled(starts, entry, blocks, cotangent, parts, out):  # type: ignore[no-untyped-def]
     """T^T: out (Q, c) = sum over the blocks of node q, from derivatives by the entries."""
     out[:] = 0.0
-    for q in range(len(out)):
-        for k in range(starts[q], starts[q + 1]):
+    for q in range(np.uint64(len(out))):
+        for k in range(np.uint64(starts[q]), np.uint64(starts[q + _ONE])):
             pull = cotangent[entry[k]]
-            for i in range(len(parts)):
+            for i in range(np.uint64(len(parts))):
                 out[q, i] += blocks[k, i] * pull
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Substep:
-    """Stages w_4, ..., w_0 and weights p_1, ..., p_4 of one substep, and what the clip left alone of w_0."""
+    """Stages w_n, ..., w_0 and weights p_1, ..., p_n of one substep, and what the clip left alone of w_0."""
 
     stages: list[np.ndarray]
     weights: list[np.ndarray]

@@ -14,6 +14,7 @@ The tests assemble the same matrices by each backend's own forms and quadrature.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,6 +23,7 @@ import scipy.sparse.linalg as spla
 from kolmo.errors import InputError, NonFiniteError
 from kolmo.pde import csr
 from kolmo.pde.mesh import Mesh
+from kolmo.pde.pool import Pool
 from kolmo.pde.propagator import ExplicitSteps
 from kolmo.pde.space import Generator, ShiftedSolver, Space, check_coefficients, components
 
@@ -57,15 +59,14 @@ class MappedSpace(Space):
         self._defect = self.matrix(identity - self.mass_matrix.data / self._lumped[self.rows])
         # the pattern is symmetric: where entry (s, r) stands, for each entry (r, s)
         self.mirror = np.lexsort((self.rows, self.columns))
-        self._maps: dict[bool, sp.bsr_matrix] = {}
-        self._transposed: dict[bool, sp.bsr_matrix] = {}
+        self._maps: dict[bool, _Map] = {}
+        self.pool = Pool()
+        #: the pattern, I - Ml^-1 M on it, 1 / Ml and the mirror as the kernels take them
+        self.pattern = self._starts.astype(np.uint32), self.columns.astype(np.uint32)
+        self.mass_parts = self._defect.data, 1 / self._lumped
+        self._mirror = self.mirror.astype(np.uint32)
 
-    @property
-    def sparse(self) -> tuple[np.ndarray, ...]:
-        """What compiled substeps take of the pattern and the mass."""
-        return self._starts, self.columns, self._defect.data, 1 / self._lumped
-
-    def _map(self, diagonal: bool) -> sp.bsr_matrix:
+    def _map(self, diagonal: bool) -> _Map:
         """T: one row per entry of K, one block of coefficients (drift, diffusion) per node."""
         if diagonal not in self._maps:
             g, volume, n = self._gradients, self._volume, self.dim + 1
@@ -93,8 +94,7 @@ class MappedSpace(Space):
             shape = (len(self.rows), len(columns) * len(self._points))
             blocks = np.stack(columns, axis=1)[:, None, :]
             nodes = (unique % len(self._points)).astype(np.int32)
-            self._maps[diagonal] = sp.bsr_matrix((blocks, nodes, starts.astype(np.int32)), shape=shape)
-            self._transposed[diagonal] = self._maps[diagonal].T.tobsr()
+            self._maps[diagonal] = _Map(sp.bsr_matrix((blocks, nodes, starts.astype(np.int32)), shape=shape))
         return self._maps[diagonal]
 
     def matrix(self, data: np.ndarray) -> sp.csr_matrix:
@@ -117,24 +117,46 @@ class MappedSpace(Space):
         return self._defect @ u
 
     def roughness(self, u: np.ndarray) -> float:
-        return float(csr.roughness(self._lumped, u, self._defect @ u))
+        if u.shape[1] != 2:
+            return float(csr.roughness(self._lumped, u, self._defect @ u))
+        rest = self.pool.take(*u.shape)
+        csr.product(*self.pattern, self._defect.data, np.ascontiguousarray(u), rest)
+        return float(csr.roughness(self._lumped, u, rest))
+
+    def mirrored(self, data: np.ndarray) -> np.ndarray:
+        """The entries of the transposed matrix."""
+        out = self.pool.take(len(data))
+        csr.mirrored(data, self._mirror, out)
+        return out
 
     def generator(self, drift: np.ndarray, diffusion: np.ndarray) -> MappedGenerator:
-        check_coefficients(drift, diffusion, self._points)
         diagonal = diffusion.ndim == 2
         pairs = components(self.dim, diagonal)
         packed = diffusion if diagonal else np.stack([diffusion[:, i, j] for i, j in pairs], axis=1)
-        T, data, coefficients = self._map(diagonal), np.empty(len(self.rows)), np.hstack([drift, packed])
-        blocks, parts = T.data.reshape(len(T.indices), -1), (0,) * coefficients.shape[1]
-        csr.entries(T.indptr, T.indices, blocks, np.ascontiguousarray(coefficients), parts, data)
-        return MappedGenerator(self, data)
+        T, data = self._map(diagonal), self.pool.take(len(self.rows))
+        coefficients = np.ascontiguousarray(np.hstack([drift, packed]))
+        csr.entries(*T.rows, coefficients, (0,) * T.parts, data)
+        rate = float(csr.rate(self.pattern[0], data, self.mass_parts[1]))
+        if not math.isfinite(rate):
+            check_coefficients(drift, diffusion, self._points)
+        return MappedGenerator(self, data, rate)
 
     def pullback(self, cotangent: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray]:
-        self._map(diagonal)
-        T = self._transposed[diagonal]
-        blocks, nodal = T.data.reshape(len(T.indices), -1), np.empty((len(self._points), T.blocksize[0]))
-        csr.pulled(T.indptr, T.indices, blocks, cotangent, (0,) * nodal.shape[1], nodal)
+        T = self._map(diagonal)
+        nodal = np.empty((len(self._points), T.parts))
+        csr.pulled(*T.columns, cotangent, (0,) * T.parts, nodal)
         return unpack(nodal, self.dim, diagonal)
+
+
+class _Map:
+    """T by rows and by columns as the kernels take it: starts, other index, blocks (n, c). parts: c."""
+
+    def __init__(self, matrix: sp.bsr_matrix) -> None:
+        self.parts = matrix.blocksize[1]
+        self.rows, self.columns = (
+            (m.indptr.astype(np.uint32), m.indices.astype(np.uint32), m.data.reshape(len(m.indices), -1))
+            for m in (matrix, matrix.T.tobsr())
+        )
 
 
 def unpack(nodal: np.ndarray, dim: int, diagonal: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -150,35 +172,38 @@ def unpack(nodal: np.ndarray, dim: int, diagonal: bool) -> tuple[np.ndarray, np.
 
 
 class MappedGenerator(Generator):
-    """K as a CSR matrix on the space's pattern."""
+    """K on the space's pattern, by its entries."""
 
-    def __init__(self, space: MappedSpace, data: np.ndarray) -> None:
-        self._space = space
-        self.matrix = space.matrix(data)
-        self._transposed: sp.csr_matrix | None = None
+    def __init__(self, space: MappedSpace, data: np.ndarray, rate: float) -> None:
+        self._space, self.data, self._rate = space, data, rate
+        self._transposed: np.ndarray | None = None
+
+    @property
+    def matrix(self) -> sp.csr_matrix:
+        """K as a CSR matrix."""
+        return self._space.matrix(self.data)
 
     def apply(self, u: np.ndarray) -> np.ndarray:
         return self.matrix @ u
 
     @property
-    def transposed(self) -> sp.csr_matrix:
-        """K^T."""
+    def transposed(self) -> np.ndarray:
+        """The entries of K^T."""
         if self._transposed is None:
-            self._transposed = self._space.matrix(self.matrix.data[self._space.mirror])
+            self._transposed = self._space.mirrored(self.data)
         return self._transposed
 
     def transpose(self, p: np.ndarray) -> np.ndarray:
-        return self.transposed @ p
+        return self._space.matrix(self.transposed) @ p
 
     def rate(self) -> float:
-        sums = np.add.reduceat(np.abs(self.matrix.data), self.matrix.indptr[:-1])
-        return float((sums / self._space.lumped_mass).max())
+        return self._rate
 
     def sensitivity(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
         return np.einsum("rc,rc->r", p[self._space.rows], u[self._space.columns])
 
-    def explicit(self, dt: float, count: int, corrections: int) -> MappedSteps:
-        return MappedSteps(self._space, self, dt, count, corrections)
+    def explicit(self, dt: float, count: int, corrections: int, degree: int) -> MappedSteps:
+        return MappedSteps(self._space, self, dt, count, corrections, degree)
 
     def shifted(self, alpha: float) -> ShiftedSolver:
         return FactorisedSolver(self._space.mass_matrix - alpha * self.matrix)
@@ -188,32 +213,54 @@ class MappedSteps(ExplicitSteps):
     """Substeps of the explicit propagator with two columns, compiled."""
 
     def __init__(
-        self, space: MappedSpace, generator: MappedGenerator, dt: float, count: int, corrections: int
+        self,
+        space: MappedSpace,
+        generator: MappedGenerator,
+        dt: float,
+        count: int,
+        corrections: int,
+        degree: int,
     ) -> None:
-        super().__init__(space, generator, dt, count, corrections)
-        self._matrix = generator
-        starts, columns, defect, inverse = space.sparse
-        self._pattern, self._scheme = (starts, columns), (defect, inverse, corrections, dt)
+        super().__init__(space, generator, dt, count, corrections, degree)
+        self._mapped, self._entries = space, generator
+        self._scheme = (*space.mass_parts, corrections, dt, degree)
 
     def backward(self, u: np.ndarray) -> np.ndarray:
         return self.record(u)[0] if u.shape[1] == 2 else super().backward(u)
 
-    def record(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = csr.stages(*self._pattern, self._matrix.matrix.data, *self._scheme, np.ascontiguousarray(u))
-        return found[4].copy(), found
+    def record(self, u: np.ndarray) -> tuple[np.ndarray, Any]:
+        if u.shape[1] != 2:
+            return super().record(u)
+        found, out = self._stages(u), np.empty(u.shape)
+        given = (*self._mapped.pattern, self._entries.data, *self._scheme)
+        csr.stages(*given, np.ascontiguousarray(u), found, self._work(u), out)
+        return out, found
 
     def forward(self, rho: np.ndarray) -> np.ndarray:
         return self._forward(rho)[0] if rho.shape[1] == 2 else super().forward(rho)
 
-    def adjoint(self, rho: np.ndarray, record: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def adjoint(self, rho: np.ndarray, record: Any) -> tuple[np.ndarray, np.ndarray]:
+        if rho.shape[1] != 2:
+            return super().adjoint(rho, record)
         if record.ndim == 2:
             record = self.record(record)[1]
         density, weights = self._forward(rho)
-        return density, csr.sensitivity(*self._pattern, weights, record[:4])
+        cotangent = self._mapped.pool.take(len(self._entries.data))
+        csr.sensitivity(*self._mapped.pattern, weights, record, self.degree, cotangent)
+        return density, cotangent
 
     def _forward(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        data = self._matrix.transposed.data
-        return csr.forward(*self._pattern, data, *self._scheme, np.ascontiguousarray(rho))
+        weights, out = self._stages(rho), np.empty(rho.shape)
+        given = (*self._mapped.pattern, self._entries.transposed, *self._scheme)
+        csr.forward(*given, np.ascontiguousarray(rho), weights, self._work(rho), out)
+        return out, weights
+
+    def _stages(self, u: np.ndarray) -> np.ndarray:
+        """Room for those of one substep, whatever the degree."""
+        return self._mapped.pool.take(4, *u.shape)
+
+    def _work(self, u: np.ndarray) -> np.ndarray:
+        return self._mapped.pool.take(3, *u.shape)
 
 
 class FactorisedSolver(ShiftedSolver):

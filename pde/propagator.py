@@ -36,6 +36,9 @@ class Propagator(ABC):
 
 #: bound on the substep's rate dt max_r sum_s |K_rs| / Ml_r for k = 0, 1, 2, 3 corrections, found in 2-D
 _RATE_LIMIT = (2.0, 1.5, 1.2, 1.0)
+#: share of that bound up to which three Taylor terms do: they are stable on the imaginary axis too there
+#: (below sqrt 3), and the term that they leave out, z^4 / 24, is below that of four at the bound, z^5 / 120
+_THIRD_DEGREE = 0.6
 
 
 @lru_cache
@@ -53,21 +56,31 @@ def _rate_limit(corrections: int, dim: int) -> float:
 
 
 class Explicit(Propagator):
-    r"""Taylor-4 of exp(dt M^-1 K), the mass inverted by a lumped mass and k Neumann corrections.
+    r"""Taylor polynomials of exp(dt M^-1 K), the mass inverted by a lumped mass and k Neumann corrections.
 
         M_k^-1 = sum_{j<=k} (I - Ml^-1 M)^j Ml^-1
 
     is symmetric, exact to order h^{2k+2} on smooth modes, and costs k sparse products: no
     solves. corrections: k in 0..3. cap: most substeps a layer may need before it is refused,
     by default 512 in 1-D, where they cost nothing, and 64 otherwise. substeps: a fixed number.
+    degree: of the polynomial, 3 or 4; by default 3 in layers whose substeps are short enough, see
+    `_THIRD_DEGREE`, else, and with fixed substeps, 4, which has the order below.
     """
 
     order = 4
 
-    def __init__(self, corrections: int = 2, cap: int | None = None, substeps: int | None = None) -> None:
+    def __init__(
+        self,
+        corrections: int = 2,
+        cap: int | None = None,
+        substeps: int | None = None,
+        degree: int | None = None,
+    ) -> None:
         if corrections not in range(len(_RATE_LIMIT)):
             raise InputError(f"corrections: {corrections!r} is not 0, 1, 2 or 3")
-        self.corrections, self.cap, self.substeps = corrections, cap, substeps
+        if degree not in (None, 3, 4):
+            raise InputError(f"degree: {degree!r} is not 3 or 4")
+        self.corrections, self.cap, self.substeps, self.degree = corrections, cap, substeps, degree
 
     def most(self, dim: int) -> int:
         return self._cap(dim) if self.substeps is None else self.substeps
@@ -76,26 +89,33 @@ class Explicit(Propagator):
         return (512 if dim == 1 else 64) if self.cap is None else self.cap
 
     def on_layer(self, space: Space, generator: Generator, step: float, layer: int) -> Steps:
-        needed = float(
-            np.ceil(space.maximum(generator.rate()) * step / _rate_limit(self.corrections, space.dim))
-        )
+        limit = _rate_limit(self.corrections, space.dim)
+        rate = space.maximum(generator.rate()) * step
         cap = self._cap(space.dim)
-        if not needed <= cap:
+        if not rate / limit <= cap:
             raise StiffnessError(
-                f"layer {layer}: the explicit step would need {needed:.3g} substeps, at most {cap} are "
-                "allowed; take smaller weights or less noise, fewer cells, or propagator='implicit'",
+                f"layer {layer}: the explicit step would need {np.ceil(rate / limit):.3g} substeps, at most "
+                f"{cap} are allowed; take smaller weights or less noise, fewer cells, or "
+                "propagator='implicit'",
                 layer,
             )
-        count = max(1, int(needed)) if self.substeps is None else self.substeps
-        compiled = generator.explicit(step / count, count, self.corrections)
-        return compiled or ExplicitSteps(space, generator, step / count, count, self.corrections)
+        count = max(1, math.ceil(rate / limit)) if self.substeps is None else self.substeps
+        scheme = (step / count, count, self.corrections, self._degree(rate / count, limit))
+        return generator.explicit(*scheme) or ExplicitSteps(space, generator, *scheme)
+
+    def _degree(self, rate: float, limit: float) -> int:
+        if self.degree is not None:
+            return self.degree
+        return 3 if self.substeps is None and rate <= _THIRD_DEGREE * limit else 4
 
 
 class ExplicitSteps(Steps):
     """The substeps of `Explicit`, by products with K and the mass."""
 
-    def __init__(self, space: Space, generator: Generator, dt: float, count: int, corrections: int) -> None:
-        self.count = count
+    def __init__(
+        self, space: Space, generator: Generator, dt: float, count: int, corrections: int, degree: int = 4
+    ) -> None:
+        self.count, self.degree = count, degree
         self._space, self._generator, self._dt, self._corrections = space, generator, dt, corrections
 
     def _solve_mass(self, v: np.ndarray) -> np.ndarray:
@@ -107,9 +127,9 @@ class ExplicitSteps(Steps):
         return result
 
     def stages(self, u: np.ndarray) -> list[np.ndarray]:
-        """w_4 = u, w_{j-1} = u + dt/j M_k^-1 K w_j; the new state is w_0."""
+        """w_n = u, w_{j-1} = u + dt/j M_k^-1 K w_j for the degree n; the new state is w_0."""
         stages = [u]
-        for j in (4, 3, 2, 1):
+        for j in range(self.degree, 0, -1):
             stages.append(u + self._solve_mass(self._generator.apply(stages[-1])) * (self._dt / j))
         return stages
 
@@ -120,13 +140,13 @@ class ExplicitSteps(Steps):
         return self._solve_mass(self._generator.apply(u))
 
     def defect(self, u: np.ndarray) -> np.ndarray:
-        for j in (1, 2, 3, 4, 5):  # the first term that Taylor-4 leaves out
+        for j in range(1, self.degree + 2):  # the first term that the polynomial leaves out
             u = self.derivative(u) * (self._dt / j)
         return u
 
     def forward(self, rho: np.ndarray) -> np.ndarray:
         result, stage = rho, rho
-        for j in (1, 2, 3, 4):
+        for j in range(1, self.degree + 1):
             stage = self._generator.transpose(self._solve_mass(stage)) * (self._dt / j)
             result = result + stage
         return result
@@ -136,22 +156,22 @@ class ExplicitSteps(Steps):
         return result, self.cotangent(weights, self.stages(record))
 
     def dual_stages(self, rho: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """`forward(rho)`, and p_1, ..., p_4: y_0 = rho, p_j = dt/j M_k^-1 y_{j-1}, y_j = K^T p_j."""
+        """`forward(rho)`, and p_1, ..., p_n: y_0 = rho, p_j = dt/j M_k^-1 y_{j-1}, y_j = K^T p_j."""
         result, stage, weights = rho, rho, []
-        for j in (1, 2, 3, 4):
+        for j in range(1, self.degree + 1):
             weights.append(self._solve_mass(stage) * (self._dt / j))
             stage = self._generator.transpose(weights[-1])
             result = result + stage
         return result, weights
 
     def cotangent(self, weights: list[np.ndarray], stages: list[np.ndarray]) -> np.ndarray:
-        """sum_j p_j w_j^T on K's entries, for weights p_1, ..., p_4 and stages w_4, ..., w_0."""
-        return self._generator.sensitivity(np.hstack(weights), np.hstack(stages[3::-1]))
+        """sum_j p_j w_j^T on K's entries, for weights p_1, ..., p_n and stages w_n, ..., w_0."""
+        return self._generator.sensitivity(np.hstack(weights), np.hstack(stages[-2::-1]))
 
     def stages_tangent(self, stages: list[np.ndarray], du: np.ndarray, dK: Generator) -> list[np.ndarray]:
-        """Derivatives of the stages w_4, ..., w_0 where u changes by du and K by dK."""
+        """Derivatives of the stages w_n, ..., w_0 where u changes by du and K by dK."""
         found = [du]
-        for j, w in zip((4, 3, 2, 1), stages, strict=False):
+        for j, w in zip(range(self.degree, 0, -1), stages, strict=False):
             change = self._generator.apply(found[-1]) + dK.apply(w)
             found.append(du + self._solve_mass(change) * (self._dt / j))
         return found
@@ -161,7 +181,7 @@ class ExplicitSteps(Steps):
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Derivatives of what `dual_stages` gives, where rho changes by drho and K by dK."""
         result, stage, found = drho, drho, []
-        for j, p in zip((1, 2, 3, 4), weights, strict=True):
+        for j, p in enumerate(weights, start=1):
             found.append(self._solve_mass(stage) * (self._dt / j))
             stage = self._generator.transpose(found[-1]) + dK.transpose(p)
             result = result + stage

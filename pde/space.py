@@ -52,7 +52,7 @@ class Generator(ABC):
     def shifted(self, alpha: float) -> ShiftedSolver:
         """A solver of (M - alpha K) x = y and its transpose, alpha in units of time."""
 
-    def explicit(self, dt: float, count: int, corrections: int) -> Steps | None:
+    def explicit(self, dt: float, count: int, corrections: int, degree: int) -> Steps | None:
         """Compiled substeps of the explicit propagator, None where its generic ones serve."""
         return None
 

@@ -1,4 +1,4 @@
-r"""Compiled substeps of the explicit propagator on a stencil: Taylor-4 with a corrected lumped mass.
+r"""Compiled substeps of the explicit propagator on a stencil: Taylor polynomials, a corrected lumped mass.
 
 The same maps as `propagator`'s generic ones, which they are tested against, with states as rows (C, .), one
 for each class, padded by `margin` on both sides. K's rows sum to zero, so K u = sum_s K_s (u_s - u_0).
@@ -186,25 +186,27 @@ def _solve(near, corrections, base, share, work, out):  # type: ignore[no-untype
 
 
 @kernel
-def stages(K, inverse, near, corrections, dt, u, found, work, out):  # type: ignore[no-untyped-def]
-    """out (C, Q) = w_0 of one substep from u = w_4 (C, Q), with the stages w_1, ..., w_4 in `found`.
+def stages(K, inverse, near, corrections, dt, degree, u, found, work, out):  # type: ignore[no-untyped-def]
+    """out (C, Q) = w_0 of one substep from u = w_n (C, Q) for the degree n.
 
-    found: (4, C, padded), or (2, C, padded) where the stages are not wanted. work: (5 or more, C, padded).
-    C even.
+    found: (4, C, padded) for the stages w_1, ..., w_n, or (2, C, padded) where they are not wanted.
+    work: (5 or more, C, padded). C even.
     """
     margin = np.int64(near.margin)
     classes, count = u.shape
-    source = len(found) - 1
-    # where w_4, ..., w_1 go; w_0 is in the last row of `work` first
-    places = (3, 2, 1, 0) if len(found) == 4 else (1, 0, 0, 0)
+    kept = len(found) == 4
+    source = degree - 1 if kept else 1
     for c in range(classes):
         row, into = u[c], found[source, c]
         for q in range(count):
             into[margin + q] = row[q]
-    for stage in range(4):
-        then = work[4] if stage == 3 else found[places[stage + 1]]
-        apply(K, near, inverse, found[places[stage]], work[3], work[2])
-        _solve(near, corrections, found[source], dt / (4 - stage), work, then)
+    for j in range(
+        degree, 0, -1
+    ):  # w_j is in found[j - 1]; where they are not wanted, all but w_n in the first
+        before, after = (j - 1, j - 2) if kept else (1 if j == degree else 0, 0)
+        then = work[4] if j == 1 else found[after]
+        apply(K, near, inverse, found[before], work[3], work[2])
+        _solve(near, corrections, found[source], dt / j, work, then)
     for c in range(classes):
         row, into = work[4, c], out[c]
         for q in range(count):
@@ -212,7 +214,7 @@ def stages(K, inverse, near, corrections, dt, u, found, work, out):  # type: ign
 
 
 @kernel
-def forward(K, inverse, near, corrections, dt, rho, weights, work, out):  # type: ignore[no-untyped-def]
+def forward(K, inverse, near, corrections, dt, degree, rho, weights, work, out):  # type: ignore[no-untyped-def]
     """out (C, Q): the density rho one substep later; fills the cotangent's weights (4, C, padded).
 
     work: (5 or more, C, padded); C even.
@@ -224,7 +226,7 @@ def forward(K, inverse, near, corrections, dt, rho, weights, work, out):  # type
         for q in range(np.uint64(count)):
             into[q] = row[q]
             first[q + near.margin] = inverse[q] * row[q]
-    for stage in range(4):
+    for stage in range(degree):
         _solve(near, corrections, near.zero, dt / (stage + 1), work, weights[stage])
         transpose(K, near, weights[stage], half, y)
         for c in range(classes):

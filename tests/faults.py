@@ -61,7 +61,7 @@ def taylor_coefficient(patch: Patch) -> None:
 
     def stages(self: Any, u: np.ndarray) -> list[np.ndarray]:
         found = [u]
-        for j in (4, 2.9, 2, 1):
+        for j in (4, 2.9, 2, 1)[-self.degree :]:
             found.append(u + self._solve_mass(self._generator.apply(found[-1])) * (self._dt / j))
         return found
 
@@ -139,7 +139,7 @@ def one_transposed_stage(patch: Patch) -> None:
 
     def forward(self: Any, rho: np.ndarray) -> np.ndarray:
         result, stage = rho, rho
-        for j in (1, 2, 3):
+        for j in range(1, self.degree):
             stage = self._generator.transpose(self._solve_mass(stage)) * (self._dt / j)
             result = result + stage
         return result

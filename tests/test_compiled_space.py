@@ -92,8 +92,8 @@ def test_generators_and_their_transposes(pair: tuple[Space, Space], diagonal: bo
 
 @pytest.mark.parametrize(
     "scheme",
-    [*(Explicit(k, substeps=2) for k in range(4)), Implicit()],
-    ids=["lumped", "one", "two", "three", "implicit"],
+    [*(Explicit(k, substeps=2) for k in range(4)), Explicit(substeps=2, degree=3), Implicit()],
+    ids=["lumped", "one", "two", "three", "cubic", "implicit"],
 )
 def test_substeps(pair: tuple[Space, Space], scheme: Explicit | Implicit) -> None:
     """Every scheme's step, its transpose and its derivative, with a record of the stages and without."""
@@ -123,13 +123,14 @@ def test_compiled_sparse_substeps_are_the_generic_ones(mesh: str) -> None:
     space = make_space("skfem", 2, 6, 1.7) if mesh == "kuhn" else space_on("skfem", perturbed_mesh(2, 6, 1.7))
     generator = space.generator(*coefficients(space, False))
     u, rho = np.random.default_rng(3).standard_normal((2, len(space.lumped_mass), 2))
-    generic = ExplicitSteps(space, generator, 0.01, 1, 2)
-    compiled = generator.explicit(0.01, 1, 2)
-    assert type(compiled) is not ExplicitSteps
-    close(generic.backward(u), compiled.backward(u))
-    close(generic.forward(rho), compiled.forward(rho))
-    for left, right in zip(generic.adjoint(rho, u), compiled.adjoint(rho, u), strict=True):
-        close(left, right)
+    for corrections, degree in ((0, 4), (1, 3), (2, 3), (2, 4), (3, 4)):
+        generic = ExplicitSteps(space, generator, 0.01, 1, corrections, degree)
+        compiled = generator.explicit(0.01, 1, corrections, degree)
+        assert type(compiled) is not ExplicitSteps
+        close(generic.backward(u), compiled.backward(u))
+        close(generic.forward(rho), compiled.forward(rho))
+        for left, right in zip(generic.adjoint(rho, u), compiled.adjoint(rho, u), strict=True):
+            close(left, right)
 
 
 def test_the_box_names_what_is_not_finite() -> None:

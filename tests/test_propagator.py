@@ -11,6 +11,7 @@ from scipy.linalg import expm
 
 from kolmo.errors import InfeasibleError, InputError, StiffnessError
 from kolmo.pde import Explicit, Implicit, Propagator, make_space
+from kolmo.pde.propagator import ExplicitSteps
 from kolmo.pde.space import Space, Steps
 
 CELLS = {1: 16, 2: 6, 3: 3}
@@ -92,6 +93,38 @@ def test_explicit_is_the_taylor_polynomial(backend: str) -> None:
         term = A @ term / j
         expected = expected + term
     assert np.abs(on_layer(Explicit(substeps=1), space).backward(u) - expected).max() < 1e-13
+
+
+@pytest.mark.parametrize("corrections", [0, 1, 2, 3])
+def test_the_cubic_polynomial(backend: str, corrections: int) -> None:
+    """Degree 3 leaves A^4/24 out, which `defect` is; of third order."""
+    space = space_of(2, backend)
+    generator = corrected_inverse(space, corrections) @ dense(space)[1]
+    u, errors, counts = terminal(space), [], [4, 8, 16, 32]
+    for n in counts:
+        steps = on_layer(Explicit(corrections, substeps=n, degree=3), space)
+        A = STEP / n * generator
+        expected = u + A @ (u + A @ (u + A @ u / 3) / 2)
+        assert np.abs(steps.backward(u) - expected).max() < 1e-13
+        close = A @ A @ A @ A @ u / 24
+        assert np.abs(steps.defect(u) - close).max() < 1e-12 * max(1.0, np.abs(close).max())
+        errors.append(np.abs(advance(steps, u) - expm(STEP * generator) @ u).max())
+    assert -fitted_order(counts, errors) == pytest.approx(3, abs=0.25)
+
+
+def test_which_degree_is_taken() -> None:
+    """Three where substeps are short enough for it to be stable, four else and with fixed substeps."""
+    space = space_of(2)
+    generator = space.generator(*smooth_coefficients(space))
+    degrees = {}
+    for share in (0.1, 0.59, 0.61, 0.99, 1.01, 1.3):
+        steps = Explicit().on_layer(space, generator, share * 1.2 / generator.rate(), 0)
+        assert isinstance(steps, ExplicitSteps)
+        degrees[share] = (steps.count, steps.degree)
+    assert degrees == {0.1: (1, 3), 0.59: (1, 3), 0.61: (1, 4), 0.99: (1, 4), 1.01: (2, 3), 1.3: (2, 4)}
+    for scheme, degree in ((Explicit(substeps=1), 4), (Explicit(degree=4), 4), (Explicit(2, None, 1, 3), 3)):
+        found = scheme.on_layer(space, generator, 0.1 / generator.rate(), 0)
+        assert isinstance(found, ExplicitSteps) and found.degree == degree
 
 
 def test_implicit_is_trapezoid_then_bdf2(backend: str) -> None:
@@ -219,7 +252,8 @@ def test_stiffness_error_above_the_cap() -> None:
 
 
 @pytest.mark.parametrize("make", [
-    lambda: Explicit(4), lambda: Explicit(-1), lambda: Implicit(0), lambda: Implicit(1.5),
+    lambda: Explicit(4), lambda: Explicit(-1), lambda: Explicit(degree=2), lambda: Implicit(0),
+    lambda: Implicit(1.5),
 ])  # fmt: skip
 def test_bad_options_raise(make: object) -> None:
     with pytest.raises(InputError):
