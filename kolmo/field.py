@@ -6,7 +6,7 @@ r"""The field f = V tanh(W x + b) and its advection (grad f) f at fixed points, 
 are what drift and diffusion of most modified equations are made of, and where much of the time of a
 differentiable equation goes: fused over blocks of points that stay in cache. On the nodes of a grid
 exp(-2 (W_j . x + b_j)) is a product over the axes, so that a unit costs one division and no exponential.
-Tested against `network.TwoLayerJet`.
+Tested against `jet.TwoLayerJet`.
 """
 
 from __future__ import annotations
