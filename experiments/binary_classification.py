@@ -1,9 +1,9 @@
-"""The main job: one network trained three ways, cross-checked two ways.
+"""The main job: one network trained three ways, its value cross-checked four ways, its gradient two.
 
 control: L-BFGS through the backward Kolmogorov equation; stochastic: Adam on the chain with
 fresh noise; noiseless: Adam without noise. All start from the same weights and minimise the
 same penalties. Then every trained network is evaluated under the noise by the equation and
-by the chain, values and gradients.
+by the chain, values and gradients; then by the SDE and the exact recursion, values alone.
 
 The papers' abstracts (Sun, Tao, Du, 1812.00174 and Mathematica Numerica Sinica 42(3), 2020)
 name the task; data set, sizes, noise level and loss are our choice.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,11 @@ from kolmo.config import Config
 from kolmo.data import Dataset
 from kolmo.device import resolve as resolve_device
 from kolmo.errors import InfeasibleError, KolmoError
+from kolmo.experiments import trained_comparison
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.comparison import Comparison
 from kolmo.experiments.conditions import conditions
-from kolmo.experiments.crosscheck import PdeValue, Verdict, compare_gradients, compare_values, pde_value
+from kolmo.experiments.crosscheck import Line, PdeValue, Verdict, compare_gradients, compare_values, pde_value
 from kolmo.experiments.progress import Progress, Silent
 from kolmo.experiments.three_ways import METHODS, Trained, Trainer
 from kolmo.network import LayeredNetwork
@@ -40,30 +42,6 @@ from kolmo.pde.domain import choose_half_width
 from kolmo.pde.mesh import check_dim
 from kolmo.penalty import Penalty, StepPenalty, WeightDecay
 from kolmo.problem import Problem
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the cross-check."""
-
-    network: str
-    quantity: str
-    pde: float
-    chain: float
-    verdict: Verdict
-
-    def as_dict(self) -> dict[str, Any]:
-        """The line for results.json."""
-        return {
-            "network": self.network,
-            "quantity": self.quantity,
-            "pde": self.pde,
-            "chain": self.chain,
-            "difference": self.verdict.difference,
-            "tolerance": self.verdict.tolerance,
-            "verdict": self.verdict.word,
-            "reason": self.verdict.reason,
-        }
 
 
 class BinaryClassification:
@@ -83,6 +61,8 @@ class BinaryClassification:
         self.trained: dict[str, Trained] = {}
         self.measured: dict[str, dict[str, Any]] = {}
         self.lines: list[Line] = []
+        #: J of each network by all four estimators
+        self.comparisons: dict[str, Comparison] = {}
         self.paths: dict[str, list[dict[str, float | None]]] = {}
         #: Pontryagin's conditions of the control network, see `conditions`
         self.optimality: dict[str, Any] = {}
@@ -95,6 +75,7 @@ class BinaryClassification:
         stages: list[tuple[str, Callable[[Progress], None]]] = [
             *((method, partial(self._train, method)) for method in METHODS),
             ("cross-check", self._cross_check),
+            ("four-ways", self._four_ways),
             ("training-paths", self._follow),
             ("optimality", self._judge),
         ]
@@ -133,11 +114,31 @@ class BinaryClassification:
     def _cross_check(self, progress: Progress) -> None:
         progress.start("cross-check: equation against chain", 3 * len(self.trained))
         for number, (name, run) in enumerate(self.trained.items()):
-            seed = 7919 * (self.config.run.seed + 1) + number
+            seed = self._seed(number)
             check = partial(self._check, name, self.under_noise(run.network), seed, progress)
             kept = self.memo.remember(f"cross-check-{name}", check)
             self.lines += [Line(**{**line, "verdict": Verdict(**line["verdict"])}) for line in kept["lines"]]
             self.measured[name] = kept["measured"]
+
+    def _seed(self, number: int) -> int:
+        """Of the samples of one network."""
+        return 7919 * (self.config.run.seed + 1) + number
+
+    def _four_ways(self, progress: Progress) -> None:
+        progress.start(
+            "cross-check: SDE and exact recursion", len(trained_comparison.OTHERS) * len(self.trained)
+        )
+        for number, (name, run) in enumerate(self.trained.items()):
+            self.comparisons[name] = trained_comparison.compare(
+                f"four-ways-{name}",
+                self.under_noise(run.network),
+                self.measured[name],
+                self.config,
+                self.device,
+                self._seed(number) + 43,
+                self.memo,
+                progress,
+            )
 
     def _check(
         self, name: str, problem: Problem, seed: int, progress: Progress, checkpoint: Checkpoint
@@ -262,7 +263,7 @@ class BinaryClassification:
     def claims(self) -> list[Claim]:
         """What this run shows, against the bounds in [check]."""
         found = self.measured
-        if any(method not in found for method in METHODS):
+        if any(method not in self.comparisons for method in METHODS):
             raise KolmoError("the run was not finished, nothing is claimed")
         excess = found["control"]["objective"] / found["stochastic"]["objective"] - 1
         most = self.config.check.excess
@@ -305,6 +306,8 @@ class BinaryClassification:
                 agreeing == len(valid),
             )
         )
+        mild = {n: four for n, four in self.comparisons.items() if found[n]["largest_step"] < bound}
+        claims.append(trained_comparison.claim(mild, bound))
         return claims
 
 

@@ -7,16 +7,19 @@ d, the stated bounds of both added up and their sampling errors e1, e2,
     z = max(0, |d| - bounds) / sqrt(e1^2 + e2^2),       differ where z > 4.
 
 Bounds are twice the estimated errors of mesh, grid, time and box: an estimate is not a bound, good ones are
-within a factor of two. A pair without sampling differs where |d| exceeds them. Where the noise hardly moves
-J, a wrong modified equation agrees too: `kolmo.consistency` looks at its single steps besides.
+within a factor of two. A pair without sampling differs where |d| exceeds them. Across, the modified
+equation's share is twice its estimate where there is one, else what the size of h |V W| allows. Where the
+noise hardly moves J, a wrong modified equation agrees too: `kolmo.consistency` looks at its single steps
+besides.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from kolmo.checkpoint import State
 from kolmo.consistency import OneStep, one_step
 from kolmo.errors import InputError, KolmoError
 from kolmo.experiments.crosscheck import SAFETY, model_error
@@ -61,16 +64,20 @@ class Pair:
 
 @dataclass
 class Comparison:
-    """What was reached for one problem, what was refused and why, and how it compares."""
+    """What was reached for one problem, what was refused and why, and how it compares.
+
+    model: estimate of what the modified equation is off by, absolute; None where it was not estimated.
+    """
 
     problem: Problem
     options: Options = field(default_factory=Options)
     reached: dict[str, Reached] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     step: OneStep | None = None
+    model: float | None = None
 
     def run(self, names: tuple[str, ...] = ESTIMATORS, progress: Progress | None = None) -> Comparison:
-        """Reach J by every estimator named; a refusal is kept with its reason.
+        """Reach J by every estimator named, beside those reached before; a refusal is kept with its reason.
 
         Raises the last refusal where fewer than two estimators answer.
         """
@@ -99,7 +106,10 @@ class Comparison:
                 found.append(self._pair(*inside, 0.0))
         best = [next((n for n in inside if n in self.reached), None) for inside in (OF_EQUATION, OF_CHAIN)]
         if best[0] is not None and best[1] is not None:
-            model = model_error(self.problem, self.reached[best[1]].value)
+            if self.model is None:
+                model = model_error(self.problem, self.reached[best[1]].value)
+            else:
+                model = SAFETY * self.model
             found.append(self._pair(best[0], best[1], model))
         return found
 
@@ -122,6 +132,26 @@ class Comparison:
         if not self.pairs:
             return "agree", "one estimator, nothing to compare"
         return "agree", "; ".join(pair.reason for pair in self.pairs)
+
+    @property
+    def largest(self) -> float:
+        """The largest z-score of the pairs, 0 where there is none."""
+        return max((pair.z for pair in self.pairs), default=0.0)
+
+    def course(self) -> State:
+        """What was found, as a memo keeps it, without gradients."""
+        return {
+            "reached": [asdict(replace(one, gradient=None)) for one in self.reached.values()],
+            "refused": self.refused,
+            "step": None if self.step is None else asdict(self.step),
+        }
+
+    def take_course(self, kept: State) -> Comparison:
+        """Put back what `course` gave."""
+        self.reached = {one["name"]: Reached(**one) for one in kept["reached"]}
+        self.refused = kept["refused"]
+        self.step = None if kept["step"] is None else OneStep(**kept["step"])
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Estimates, refusals, pairs and verdict for JSON."""

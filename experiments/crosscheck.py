@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -95,6 +96,30 @@ class Verdict:
     @property
     def word(self) -> str:
         return "agree" if self.agree else "differ"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the main job's cross-check: a quantity of a network both ways."""
+
+    network: str
+    quantity: str
+    pde: float
+    chain: float
+    verdict: Verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        """The line for results.json."""
+        return {
+            "network": self.network,
+            "quantity": self.quantity,
+            "pde": self.pde,
+            "chain": self.chain,
+            "difference": self.verdict.difference,
+            "tolerance": self.verdict.tolerance,
+            "verdict": self.verdict.word,
+            "reason": self.verdict.reason,
+        }
 
 
 def compare_values(pde: PdeValue, chain: Estimate) -> Verdict:

@@ -32,7 +32,7 @@ from kolmo.validity import step_numbers
 ESTIMATORS = ("pde", "chain", "sde", "exact")
 #: those of the chain itself, the better first, and those of its modified equation
 OF_CHAIN, OF_EQUATION = ("exact", "chain"), ("pde", "sde")
-#: ways to reduce the variance of the chain's estimate
+#: ways to reduce the variance of the chain's estimate; antithetic paths reduce the SDE's too
 REDUCTIONS = ("antithetic", "control")
 #: the sources of an error budget
 SOURCES = ("mesh", "time", "domain", "model", "sampling")
@@ -46,7 +46,8 @@ class Options:
 
     paths, sde_paths: of the samples. cells: of the mesh, exact_cells: of the exact recursion's grid
     (both refined by default). order: of the modified equation. rule: of the exact recursion. reduce: of
-    REDUCTIONS, for the chain. seed: of the noise. error: estimate the modelling error too.
+    REDUCTIONS, for the chain; antithetic is for the SDE too. seed: of the noise. error: estimate the
+    modelling error too.
     """
 
     paths: int = 1_000_000
@@ -237,16 +238,19 @@ def _sde(problem: Problem, options: Options) -> Reached:
 
     if options.gradient:
         raise InputError("gradient: the sde estimator has none; ask for pde, chain or exact")
-    found = SDE(problem, order=options.order, seed=options.seed, device=options.device).estimate(
-        options.sde_paths
-    )
-    details = {
+    antithetic = "antithetic" in options.reduce
+    found = SDE(
+        problem, order=options.order, seed=options.seed, device=options.device, antithetic=antithetic
+    ).estimate(options.sde_paths)
+    details: dict[str, Any] = {
         "order": options.order,
         "paths": found.paths,
         "method": found.method,
         "noise_type": found.noise_type,
         "steps": found.steps,
     }
+    if antithetic:
+        details["reduction"] = ["antithetic"]
     model = None
     if options.error:
         resolved = resolve_value(problem, order=options.order, backend=options.backend)

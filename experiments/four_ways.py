@@ -7,20 +7,18 @@ chain, and the four are compared as `kolmo compare` does.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from kolmo import control, noise, training
 from kolmo.checkpoint import Checkpoint, Memo, State
 from kolmo.config import Config
-from kolmo.consistency import OneStep
 from kolmo.control.admissible import Box
 from kolmo.data import moons
 from kolmo.device import resolve as resolve_device
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.comparison import Comparison
-from kolmo.experiments.estimators import ESTIMATORS, Options, Reached
+from kolmo.experiments.estimators import ESTIMATORS, Options
 from kolmo.experiments.progress import Progress, Silent
 from kolmo.network import ResidualNetwork
 from kolmo.noise import Noise
@@ -86,7 +84,7 @@ class FourWays:
             progress.advance("trained")
             compare = partial(self._compare, problem, progress)
             found = self.memo.remember(f"{number}-compared", compare)
-            self.comparisons[name] = self._comparison(problem, found)
+            self.comparisons[name] = Comparison(problem, self.options).take_course(found)
 
     def _problem(self, model: Noise) -> Problem:
         seed = self.config.run.seed
@@ -109,17 +107,7 @@ class FourWays:
 
     def _compare(self, problem: Problem, progress: Progress, checkpoint: Checkpoint) -> State:
         """What a comparison finds, as a memo keeps it."""
-        found = Comparison(problem, self.options).run(progress=progress)
-        return {
-            "reached": [asdict(one) for one in found.reached.values()],
-            "refused": found.refused,
-            "step": None if found.step is None else asdict(found.step),
-        }
-
-    def _comparison(self, problem: Problem, found: State) -> Comparison:
-        reached = {one["name"]: Reached(**one) for one in found["reached"]}
-        step = None if found["step"] is None else OneStep(**found["step"])
-        return Comparison(problem, self.options, reached, found["refused"], step)
+        return Comparison(problem, self.options).run(progress=progress).course()
 
     @property
     def finished(self) -> bool:
@@ -132,9 +120,8 @@ class FourWays:
         for name, found in self.comparisons.items():
             word, _ = found.verdict
             answered = len(found.reached) == len(ESTIMATORS)
-            largest = max(pair.z for pair in found.pairs)
             text = f"{name}: four estimators agree (largest z)"
-            claims.append(Claim(text, largest, "z <= 4, none refused", word == "agree" and answered))
+            claims.append(Claim(text, found.largest, "z <= 4, none refused", word == "agree" and answered))
         return claims
 
     def tables(self) -> list[tuple[str, list[str], list[list[object]]]]:

@@ -22,6 +22,7 @@ from kolmo.console import (
     LiveProgress,
     console,
     print_claims,
+    print_comparison,
     print_lines,
     print_networks,
     print_optimality,
@@ -80,11 +81,14 @@ def _attempt(
 def reproduce(options: argparse.Namespace) -> int:
     """The main job: run, print, write, judge."""
     from kolmo.experiments.binary_classification import BinaryClassification
+    from kolmo.experiments.estimators import ESTIMATORS
     from kolmo.report import write_run
 
     def show(run: BinaryClassification) -> None:
         print_networks(run.measured)
         print_lines(run.lines)
+        four = {name: found.as_dict() for name, found in run.comparisons.items()}
+        print_comparison(four, ESTIMATORS, "network")
         print_optimality(run.optimality)
 
     def make(settings: config.Config, quick: bool) -> BinaryClassification:

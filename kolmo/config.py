@@ -106,7 +106,7 @@ class NoiselessSettings:
 
 @dataclass
 class CheckSettings:
-    """[check]: paths for J and for gradients, snapshots along each training, and tolerances.
+    """[check]: paths for J, for gradients and of the SDE, snapshots along each training, and tolerances.
 
     excess: what the control's objective may exceed the stochastic training's by, relative;
     agreement: of J_pde with J_chain, relative; largest_step: of h |V W| in the noisy networks; the
@@ -115,6 +115,7 @@ class CheckSettings:
 
     paths: int = count(4_000_000, 1000)
     gradient_paths: int = count(200_000, 1000)
+    sde_paths: int = count(20_000, 1000)
     snapshots: int = count(8, 0, 1000)
     excess: float = number(0.01)
     agreement: float = number(0.01)
@@ -210,6 +211,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "check": {
         "paths": 400_000,
         "gradient_paths": 100_000,
+        "sde_paths": 10_000,
         "snapshots": 3,
         "excess": 0.05,
         "agreement": 0.03,

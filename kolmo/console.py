@@ -18,7 +18,7 @@ from rich.table import Table
 from kolmo.experiments.claims import Claim
 
 if TYPE_CHECKING:
-    from kolmo.experiments.binary_classification import Line
+    from kolmo.experiments.crosscheck import Line
 
 #: least seconds between two lines of a stage in a log
 LOG_INTERVAL = 5.0
@@ -164,15 +164,18 @@ def print_optimality(found: dict[str, Any]) -> None:
     )
 
 
-def print_comparison(found: dict[str, dict[str, Any]], names: Sequence[str]) -> None:
-    """One row for each case: J by each estimator, the largest z-score, the verdict; then reasons."""
+def print_comparison(found: dict[str, dict[str, Any]], names: Sequence[str], what: str = "case") -> None:
+    """One row for each case: J by each estimator, the largest z-score, the verdict; then reasons.
+
+    what: a case is called.
+    """
     rows = []
     for name, one in found.items():
         scores = [math.inf if p["z"] is None else p["z"] for p in one.get("pairs", [])]
         largest = f"{max(scores):.1f}" if scores else ""
         rows.append([name, *(_estimate(one, estimator) for estimator in names), largest, one["verdict"]])
     title = "J by each estimator (stated error in the last digit); z: what errors do not explain"
-    print_table(title, ["case", *names, "z", "verdict"], rows)
+    print_table(title, [what, *names, "z", "verdict"], rows)
     for name, one in found.items():
         if one["verdict"] != "agree":
             console().print(f"{name}: {one['reason']}")

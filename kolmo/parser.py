@@ -44,7 +44,7 @@ def _results(commands: _Commands) -> None:
     reproduce = commands.add_parser(
         "reproduce",
         help="the main job: train by PDE control, stochastically and without noise, and cross-check",
-        description="Train one network three ways and cross-check values and gradients two ways.",
+        description="Train one network three ways; cross-check values four ways and gradients two ways.",
         epilog="example: kolmo reproduce --config overfitting --seed 3 --out runs/overfitting",
         allow_abbrev=False,
     )
@@ -223,7 +223,8 @@ def _estimator_options(parser: argparse.ArgumentParser, default: str) -> None:
         help="of exact: outcomes, or gauss (Gaussian increments where outcomes are too many)",
     )
     parser.add_argument(
-        "--reduce", help="variance of the chain: antithetic, control or both, comma-separated"
+        "--reduce",
+        help="variance of the chain: antithetic (of the SDE too), control or both, comma-separated",
     )
     parser.add_argument("--backend", default="auto", help="auto, box, dolfinx or skfem")
     parser.add_argument("--device", default="auto", help="of the samples: auto, cpu or cuda")

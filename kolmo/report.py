@@ -59,6 +59,7 @@ def write_run(
         "claims": [claim.as_dict() for claim in claims],
         "networks": run.measured,
         "checks": [line.as_dict() for line in run.lines],
+        "comparisons": {name: found.as_dict() for name, found in run.comparisons.items()},
         "training": {
             name: {
                 **trained.details,

@@ -28,7 +28,8 @@ def check(config: Config, train: Dataset, test: Dataset) -> None:
             f"[{name}]: {training.steps} steps of {paths} paths from {len(train)} points and {network}",
             less,
         )
-    points, paths = max(len(train), len(test)), max(config.check.paths, config.check.gradient_paths)
+    points, check = max(len(train), len(test)), config.check
+    paths = max(check.paths, check.gradient_paths, check.sde_paths)
     memory.require(
         memory.sample(points, paths, n.width), f"[check]: {paths} paths from {points} points", less
     )

@@ -106,9 +106,15 @@ def of_study(study: Study) -> Iterator[Line]:
 
 
 def of_run(run: BinaryClassification) -> Iterator[Line]:
-    """The main job's numbers: networks, cross-check, conditions of the optimum."""
+    """The main job's numbers: networks, cross-checks, conditions of the optimum; the four ways' verdicts."""
     checks = {f"{line.network}/{line.quantity}": line.as_dict() for line in run.lines}
-    yield from of_results({"networks": run.measured, "checks": checks, "optimality": run.optimality})
+    four = {name: found.as_dict() for name, found in run.comparisons.items()}
+    numbers = {"networks": run.measured, "checks": checks, "comparisons": four, "optimality": run.optimality}
+    yield from of_results(numbers)
+    for name, found in run.comparisons.items():
+        yield "comparisons", name, "verdict", found.verdict[0]
+        for estimator, reason in found.refused.items():
+            yield "comparisons", f"{name}/refused", estimator, reason
 
 
 def beside(write: Callable[..., None], lines: Callable[[Any], Iterable[Line]]) -> Callable[..., None]:

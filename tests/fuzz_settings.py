@@ -30,7 +30,8 @@ CONFIG: dict[str, dict[str, str]] = {
                 "tolerance": "1e-5", "radius": "5.0"},
     "stochastic": {"steps": "20", "paths": "2", "learning_rate": "0.02"},
     "noiseless": {"steps": "20", "learning_rate": "0.02"},
-    "check": {"paths": "4000", "gradient_paths": "4000", "snapshots": "2", "excess": "0.1"},
+    "check": {"paths": "4000", "gradient_paths": "4000", "sde_paths": "4000", "snapshots": "2",
+              "excess": "0.1"},
     "run": {"seed": "0", "backend": '"skfem"', "device": '"cpu"'},
 }  # fmt: skip
 

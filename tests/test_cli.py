@@ -38,6 +38,7 @@ steps = 20
 [check]
 paths = 4000
 gradient_paths = 4000
+sde_paths = 4000
 snapshots = 2
 """
 

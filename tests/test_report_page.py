@@ -84,6 +84,7 @@ def tiny(file: str = "") -> BinaryClassification:
     config.control.cells, config.control.iterations = [16], [3]
     config.stochastic.steps, config.noiseless.steps = 40, 20
     config.check.paths, config.check.gradient_paths, config.check.snapshots = 1000, 1000, 2
+    config.check.sde_paths = 1000
     config.run.device, config.run.seed = "cpu", 5
     return BinaryClassification(config)
 

@@ -47,6 +47,7 @@ steps = 100
 [check]
 paths = 4000
 gradient_paths = 4000
+sde_paths = 4000
 snapshots = 2
 [run]
 backend = "skfem"

@@ -8,6 +8,7 @@ from typing import Any
 
 from kolmo.experiments.binary_classification import BinaryClassification
 from kolmo.experiments.claims import Claim
+from kolmo.experiments.comparison import Z_LIMIT
 from kolmo.figures import STEP_LIMIT
 from kolmo.html import run_figures, tables
 from kolmo.html.fields import fields
@@ -26,7 +27,7 @@ _ALTERNATIVES = {
     "errors": "Bars of the estimated errors of J by source, and the difference of both values of J.",
     "pontryagin": "The Hamiltonian and the residual over depth, and the leading curvatures of the objective.",
 }
-_FOUR = "The same J four ways, with the modified SDE and the exact recursion beside these two:"
+_FOUR = "The four estimators again, with more paths of the SDE (--help: other paths, meshes and orders):"
 
 
 def page(run: BinaryClassification, claims: Sequence[Claim], folder: Path, content: dict[str, Any]) -> Page:
@@ -38,6 +39,7 @@ def page(run: BinaryClassification, claims: Sequence[Claim], folder: Path, conte
     sections = [
         _verdicts(run, claims, content),
         _networks(run),
+        _four_ways(run),
         _fields(run, stills),
         _plain("regions", "Decision regions", run_figures.regions(run, _of(stills, "regions"))),
         _plain(
@@ -85,6 +87,8 @@ def _verdicts(run: BinaryClassification, claims: Sequence[Claim], content: dict[
     if run.lines:
         agree = sum(line.verdict.agree for line in run.lines)
         text.append(f"Cross-check: {agree} of {len(run.lines)} lines agree.")
+    if run.comparisons:
+        text.append(tables.four_ways_summary(run.comparisons))
     if run.optimality:
         text.append(f"Pontryagin's conditions of the control network: {run.optimality['verdict']}.")
     return Section(
@@ -113,6 +117,23 @@ def _networks(run: BinaryClassification) -> Section | None:
         formulas=[formula("chain")],
         tables=shown,
     )
+
+
+def _four_ways(run: BinaryClassification) -> Section | None:
+    if not run.comparisons:
+        return None
+    text = [
+        "The chain and the exact recursion, which sums over the outcomes of a layer's noise, are of the "
+        "network itself; the equation and the SDE are of its modified equation. Equation and chain are "
+        "those of the table above.",
+        "Three pairs are compared: both estimators of the network, both of the modified equation, and the "
+        "best of either, which may differ by what the modified equation is off by (twice its estimate) too. "
+        "z is what twice the stated errors of mesh, time and box leave unexplained, in standard errors. The "
+        f"estimators agree where z is at most {Z_LIMIT:g} for each pair, and single steps of the network are "
+        "those of the modified equation.",
+    ]
+    table = tables.four_ways_table(run.comparisons)
+    return Section("four-ways", "Cross-check four ways", text=text, tables=[table])
 
 
 def _fields(run: BinaryClassification, stills: dict[str, Picture]) -> Section | None:

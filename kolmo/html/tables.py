@@ -1,15 +1,16 @@
-"""Tables of a page: claims, networks, the cross-check and the error budget, with verdicts in words."""
+"""Tables of a page: claims, networks, cross-checks and the error budget, with verdicts in words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kolmo.experiments.binary_classification import Line
 from kolmo.experiments.claims import Claim
-from kolmo.experiments.estimators import SOURCES
+from kolmo.experiments.comparison import Comparison
+from kolmo.experiments.crosscheck import Line
+from kolmo.experiments.estimators import ESTIMATORS, SOURCES
 
 #: verdicts that a reader must not miss
 POOR = ("fails", "differ", "not explained")
@@ -90,6 +91,38 @@ def cross_check_table(lines: Sequence[Line]) -> Table:
     ]
     columns = ["what", "verdict", "by the equation", "by the chain", "differ by", "may differ by", "because"]
     return Table("Cross-check (gradients: their norms, and the relative difference)", columns, rows)
+
+
+def four_ways_table(comparisons: Mapping[str, Comparison]) -> Table:
+    """J of every network by each estimator with its stated error, the largest z, and the verdict."""
+    columns = ["network", "verdict", *(_WAYS[name] for name in ESTIMATORS), "largest z", "because"]
+    rows = []
+    for name, found in comparisons.items():
+        word, reason = found.verdict
+        values = (_reached(found, estimator) for estimator in ESTIMATORS)
+        rows.append([name, word, *values, f"{found.largest:.1f}", reason])
+    return Table("J by four estimators (±: standard error, mesh, time and box, added up)", columns, rows)
+
+
+def four_ways_summary(comparisons: Mapping[str, Comparison]) -> str:
+    """The verdict on all networks in one sentence."""
+    agree = sum(found.verdict[0] == "agree" for found in comparisons.values())
+    refused = sum(len(found.refused) for found in comparisons.values())
+    said = f"Four estimators: they agree for {agree} of {len(comparisons)} networks"
+    return f"{said}; {refused} estimates were refused." if refused else f"{said}, none is refused."
+
+
+#: what each estimator is, above its column
+_WAYS = {"pde": "equation", "chain": "chain", "sde": "SDE", "exact": "exact recursion"}
+
+
+def _reached(found: Comparison, name: str) -> str:
+    if name in found.refused:
+        return f"refused: {found.refused[name]}"
+    if name not in found.reached:
+        return "-"
+    one = found.reached[name]
+    return f"{one.value:.5f} ± {one.standard_error + one.bound:.0e}"
 
 
 def budget_table(measured: dict[str, dict[str, Any]], lines: Sequence[Line]) -> Table:
