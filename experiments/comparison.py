@@ -52,12 +52,16 @@ class Pair:
         return self.z <= Z_LIMIT
 
     @property
+    def allowed(self) -> float:
+        """What the difference may be."""
+        return self.bound + Z_LIMIT * self.sampling
+
+    @property
     def reason(self) -> str:
         """The comparison in one line."""
-        allowed = self.bound + Z_LIMIT * self.sampling
         sign = "<=" if self.agree else ">"
         return (
-            f"|J_{self.first} - J_{self.second}| = {abs(self.difference):.2g} {sign} {allowed:.2g} = "
+            f"|J_{self.first} - J_{self.second}| = {abs(self.difference):.2g} {sign} {self.allowed:.2g} = "
             f"{self.bound:.2g} (bounds) + {Z_LIMIT:g} x {self.sampling:.1g} (sampling)"
         )
 

@@ -215,12 +215,20 @@ def test_reproduce_from_start_to_reload(
     results = json.loads((out / "results.json").read_text(), parse_constant=lambda c: pytest.fail(c))
     assert results["status"] == "finished"
     assert results["seed"] == 1
-    assert len(results["claims"]) == 7
+    assert len(results["claims"]) == 8
     assert {c["holds"] for c in results["claims"]} <= {True, False}
     assert (code == 0) == all(c["holds"] for c in results["claims"])
     assert [line["network"] for line in results["checks"]] == [
         n for n in ("control", "stochastic", "noiseless") for _ in range(2)
     ]
+    assert "J by each estimator" in text and "sde" in text
+    assert list(results["comparisons"]) == ["control", "stochastic", "noiseless"]
+    for name, four in results["comparisons"].items():
+        assert set(four["estimates"]) == {"pde", "chain", "sde", "exact"} and four["verdict"]
+        for way in ("pde", "chain"):  # taken over, not computed again
+            assert four["estimates"][way]["value"] == results["networks"][name][way]["value"]
+        assert f"comparisons,{name},verdict,{four['verdict']}" in (out / "tables.csv").read_text()
+    assert any("pde, chain, sde, exact agree" in c["claim"] for c in results["claims"])
     for figure in results["figures"]:
         assert (out / f"{figure}.png").stat().st_size > 5000
         assert (out / f"{figure}.pdf").exists()

@@ -180,6 +180,10 @@ def test_says_every_verdict_in_words(run: BinaryClassification, reader: Reader) 
     assert all(line.verdict.reason in reader.said for line in run.lines)
     assert len(re.findall(r"\bagree\b|\bdiffer\b(?! by)", reader.said)) >= len(run.lines)
     assert reader.said.count("explained") == 3
+    four = run.comparisons.values()
+    assert len(four) == 3 and all(p.reason in reader.said for found in four for p in found.pairs)
+    assert reader.said.count(", single steps") == 3
+    assert all(f"{one.value:.5f}" in reader.said for found in four for one in found.reached.values())
     assert f"control network: {run.optimality['verdict']}." in reader.said
     assert f"{run.measured['control']['objective']:.4f}" in reader.said
     assert "finished" in reader.said and "--seed 5" in reader.said and "@software{kolmo," in reader.said
@@ -216,6 +220,7 @@ def test_an_unfinished_run_has_what_was_done(tmp_path: Path) -> None:
     assert reader.said.index("refused: layer 3: <script>alert(1)") < reader.said.index("Verdicts")
     assert "nothing is claimed" in reader.said
     assert "decision-regions" not in reader.said and "Decision regions" in reader.said
+    assert "four ways" not in reader.said and "Four estimators" not in reader.said
     assert "Error budget" not in reader.said and "Value function" not in reader.said
     assert "alert(1)" not in " ".join(reader.values("src")) and not reader.wrong
 

@@ -128,12 +128,12 @@ def _four_ways(run: BinaryClassification) -> Section | None:
         "those of the table above.",
         "Three pairs are compared: both estimators of the network, both of the modified equation, and the "
         "best of either, which may differ by what the modified equation is off by (twice its estimate) too. "
-        "z is what twice the stated errors of mesh, time and box leave unexplained, in standard errors. The "
+        "z is what twice the stated errors of mesh, time and box do not explain, in standard errors. The "
         f"estimators agree where z is at most {Z_LIMIT:g} for each pair, and single steps of the network are "
         "those of the modified equation.",
     ]
-    table = tables.four_ways_table(run.comparisons)
-    return Section("four-ways", "Cross-check four ways", text=text, tables=[table])
+    shown = [tables.four_ways_table(run.comparisons), tables.pairs_table(run.comparisons)]
+    return Section("four-ways", "Cross-check four ways", text=text, tables=shown)
 
 
 def _fields(run: BinaryClassification, stills: dict[str, Picture]) -> Section | None:

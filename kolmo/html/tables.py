@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kolmo.consistency import OneStep
 from kolmo.experiments.claims import Claim
 from kolmo.experiments.comparison import Comparison
 from kolmo.experiments.crosscheck import Line
@@ -94,14 +95,36 @@ def cross_check_table(lines: Sequence[Line]) -> Table:
 
 
 def four_ways_table(comparisons: Mapping[str, Comparison]) -> Table:
-    """J of every network by each estimator with its stated error, the largest z, and the verdict."""
-    columns = ["network", "verdict", *(_WAYS[name] for name in ESTIMATORS), "largest z", "because"]
+    """J of every network by each estimator with its stated error, the verdict, and the largest z."""
+    columns = ["network", "verdict", *(_WAYS[name] for name in ESTIMATORS), "largest z"]
     rows = []
     for name, found in comparisons.items():
-        word, reason = found.verdict
         values = (_reached(found, estimator) for estimator in ESTIMATORS)
-        rows.append([name, word, *values, f"{found.largest:.1f}", reason])
+        rows.append([name, found.verdict[0], *values, f"{found.largest:.1f}"])
     return Table("J by four estimators (±: standard error, mesh, time and box, added up)", columns, rows)
+
+
+def pairs_table(comparisons: Mapping[str, Comparison]) -> Table:
+    """What is compared, pair by pair, then single steps of the network with the modified equation's."""
+    columns = ["what", "verdict", "differ by", "may differ by", "z", "because"]
+    rows = []
+    for name, found in comparisons.items():
+        for p in found.pairs:
+            what = f"{name}, {_WAYS[p.first]} against {_WAYS[p.second]}"
+            sizes = [f"{abs(p.difference):.1e}", f"{p.allowed:.1e}", f"{p.z:.1f}"]
+            rows.append([what, "agree" if p.agree else "differ", *sizes, p.reason])
+        if found.step is not None:
+            word = "differ" if found.step.faults else "agree"
+            because = "; ".join(found.step.faults) or _moments(found.step)
+            rows.append([f"{name}, single steps", word, "-", "-", "-", because])
+    return Table("The same pair by pair", columns, rows)
+
+
+def _moments(step: OneStep) -> str:
+    """Those that are larger than their sampling error."""
+    found = {name: getattr(step, name) for name in ("drift", "correction", "covariance")}
+    known = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if math.isfinite(value))
+    return f"moments of the network over those of the modified equation: {known}"
 
 
 def four_ways_summary(comparisons: Mapping[str, Comparison]) -> str:
@@ -109,7 +132,9 @@ def four_ways_summary(comparisons: Mapping[str, Comparison]) -> str:
     agree = sum(found.verdict[0] == "agree" for found in comparisons.values())
     refused = sum(len(found.refused) for found in comparisons.values())
     said = f"Four estimators: they agree for {agree} of {len(comparisons)} networks"
-    return f"{said}; {refused} estimates were refused." if refused else f"{said}, none is refused."
+    if not refused:
+        return f"{said}, none is refused."
+    return f"{said}; {refused} {'estimate was' if refused == 1 else 'estimates were'} refused."
 
 
 #: what each estimator is, above its column
