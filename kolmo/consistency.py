@@ -46,7 +46,8 @@ class OneStep:
             value = getattr(self, name)
             if abs(value - 1) > allowed:  # false for nan
                 found.append(
-                    f"one step: {name} is {value:.3g} times the chain's, 1 +- {allowed:.2g} expected"
+                    f"one step: the chain's {name} is {value:.3g} times the equation's, "
+                    f"1 +- {allowed:.2g} expected"
                 )
         return found
 
