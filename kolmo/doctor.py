@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shlex
@@ -23,6 +24,15 @@ import kolmo
 #: nothing works without these
 _NEEDED = ("kolmo", "python", "skfem", "numba", "torch")
 
+#: modules behind the extras that commands use, see pyproject.toml
+_EXTRAS = {
+    "report": ("bokeh", "jinja2", "latex2mathml"),
+    "explore": ("panel", "bokeh"),
+    "fields": ("meshio", "h5py"),
+    "tensorboard": ("tensorboard",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+}
+
 #: Debian's and Ubuntu's dolfinx is for their own interpreter only
 _DEBIAN_PYTHON = Path("/usr/bin/python3")
 _DEBIAN_PACKAGES = Path("/usr/lib/python3/dist-packages")
@@ -31,7 +41,7 @@ _DEBIAN_PACKAGES = Path("/usr/lib/python3/dist-packages")
 def report() -> dict[str, Any]:
     """Everything found, ready for JSON.
 
-    Keys: kolmo, python, skfem, numba, torchsde, dolfinx, mpi, petsc, torch, cuda, memory, cores,
+    Keys: kolmo, python, skfem, numba, torchsde, dolfinx, mpi, petsc, torch, cuda, extras, memory, cores,
     compiler, each a dictionary. `error` in one of them says why the part cannot be used. Memory is in bytes.
     `missing` is a list of {"what", "why", "mend", "needed"}: a part, the reason, a command, and
     whether nothing works without the part.
@@ -199,6 +209,14 @@ def _cuda() -> dict[str, Any]:
     return {"error": f"there is an NVIDIA driver but {why}", "mend": f"{_pip()} --force-reinstall torch"}
 
 
+def _extras() -> dict[str, Any]:
+    """What was not asked for is not missing; the command that installs it is said all the same."""
+    there = {e: all(importlib.util.find_spec(m) is not None for m in _EXTRAS[e]) for e in _EXTRAS}
+    found: dict[str, Any] = {"installed": " ".join(e for e in there if there[e]) or None}
+    others = ",".join(e for e in there if not there[e])
+    return {**found, "others": f"{_pip()} 'kolmo[{others}]'"} if others else found
+
+
 def _memory() -> dict[str, Any]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     table = Path("/proc/meminfo")  # Linux
@@ -233,6 +251,7 @@ _QUESTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "petsc": _petsc,
     "torch": _torch,
     "cuda": _cuda,
+    "extras": _extras,
     "memory": _memory,
     "cores": _cores,
     "compiler": _compiler,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import importlib.metadata
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +19,8 @@ from kolmo import doctor
 from kolmo.pde import dolfinx_compat
 
 PARTS = [
-    "kolmo", "python", "skfem", "numba", "torchsde", "dolfinx", "mpi", "petsc", "torch", "cuda", "memory",
-    "cores", "compiler",
+    "kolmo", "python", "skfem", "numba", "torchsde", "dolfinx", "mpi", "petsc", "torch", "cuda", "extras",
+    "memory", "cores", "compiler",
 ]  # fmt: skip
 
 
@@ -138,6 +140,28 @@ def test_driver_without_cuda_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.report()["cuda"] == {"device": None}
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert missing("cuda")["mend"].endswith("pip install --force-reinstall torch")
+
+
+def test_extras_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are named with their command, and nothing is called missing for it."""
+    for module in ("panel", "h5py", "onnx"):
+        hide_module(monkeypatch, module)
+    report = doctor.report()
+    extras = report["extras"]
+    assert extras["others"].endswith("pip install 'kolmo[explore,fields,onnx]'")
+    assert not {"explore", "fields", "onnx"} & set((extras["installed"] or "").split())
+    assert all(m["what"] != "extras" for m in report["missing"])
+
+
+def test_extras_are_those_of_the_package() -> None:
+    """Their modules have the names of what pyproject.toml asks for."""
+    asked: dict[str, set[str]] = {}
+    for requirement in importlib.metadata.requires("kolmo") or []:
+        found = re.match(r"""([\w-]+).*extra == ["'](\w+)["']""", requirement)
+        if found:
+            asked.setdefault(found[2], set()).add(found[1].lower())
+    for extra, modules in doctor._EXTRAS.items():
+        assert set(modules) == asked[extra] - {"torch"}
 
 
 def test_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
