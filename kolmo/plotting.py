@@ -66,6 +66,8 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     for kind, options in settings.items():
         write = partial(figure.savefig, format=kind, **options)
         write_atomically(Path(folder) / f"{name}.{kind}", write)
+        # the PDF takes the layout that the PNG found, which takes as long as drawing
+        figure.set_layout_engine("none")
 
 
 def running_mean(values: np.ndarray, window: int = 50) -> np.ndarray:
