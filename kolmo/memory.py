@@ -100,7 +100,8 @@ def equation(
 
 def recursion(dim: int, cells: int, stages: int = 1) -> int:
     """The exact recursion on a tensor grid that keeps this many layers."""
-    return (cells + 3) ** dim * (8 * dim + 32 * 4 + (32 + 8 * dim) * stages)
+    kept = 64 if dim == 2 else 32  # masks in the plane have coefficients along one axis as well
+    return (cells + 3) ** dim * (8 * dim + kept * 4 + (kept + 8 * dim) * stages)
 
 
 def network(dim: int, width: int, depth: int, copies: int = 2) -> int:

@@ -41,6 +41,11 @@ class Combinations:
         """Probabilities of the first component's values, shape (K,)."""
         return np.bincount(self.places[:, 0], self.weights, self.values)
 
+    @cached_property
+    def subsets(self) -> tuple[float, ...]:
+        """In the plane: how probable the second of two values is of none, the last, the first, both axes."""
+        return tuple(np.bincount(self.places @ [2, 1], self.weights, 4).tolist())
+
 
 @dataclass(frozen=True)
 class Jumps:

@@ -16,9 +16,10 @@ from torch import Tensor
 from kolmo import field, threads
 from kolmo.loss import Loss
 from kolmo.network import ResidualNetwork
-from kolmo.pde import recursion_field, recursion_kernels
+from kolmo.pde import recursion_field, recursion_kernels, recursion_masks
 from kolmo.pde.exact_jumps import Jumps, terminal
 from kolmo.pde.exact_layers import SplineLayers, Stage, pieces
+from kolmo.pde.exact_masks import NEITHER, masked_stage, masked_stage_transposed, masks
 from kolmo.pde.pool import Pool
 from kolmo.pde.spline import TensorSpline
 
@@ -69,6 +70,9 @@ class MultiplicativeLayers(SplineLayers):
         adjoint: bool,
     ) -> None:
         self._network, self._layers, self._grid = network, layers, grid
+        # the data are no nodes: the first layer has no use for masks
+        self._masks = [None, *(masks(j) for j in layers[1:])]
+        self._alone = any(m is not None and m.alone for m in self._masks)
         self._terminal = terminal(loss)
         self._spline = spline = grid.spline
         self._dims = (0,) * spline.dim
@@ -83,13 +87,16 @@ class MultiplicativeLayers(SplineLayers):
         points = self._grid.data if layer == 0 else self._grid.nodes
         return points, [w[layer] for w in self._weights], self._fields[layer if self._adjoint else 0]
 
+    def stage(self, nodal: np.ndarray) -> Stage:
+        return masked_stage(self._spline, nodal) if self._alone else super().stage(nodal)
+
     def _bound(self, stage: Stage) -> None:
         if len(self._bounds):
             recursion_kernels.bound(self._dims, stage.nodal, self._bounds)
 
     def expectation(self, layer: int, stage: Stage | None) -> np.ndarray:
         points, weights, fields = self._layer(layer)
-        out, jumps = np.empty((points[-1].rows.stop, 2)), self._layers[layer]
+        out, jumps, kept = np.empty((points[-1].rows.stop, 2)), self._layers[layer], self._masks[layer]
         if stage is not None:
             self._bound(stage)
 
@@ -99,8 +106,11 @@ class MultiplicativeLayers(SplineLayers):
             if stage is None:
                 out[p.rows] = self._terminal.expectation(p.x, f, jumps)
                 return True
-            given = (*jumps.given, self._box, stage.coefficients, self._bounds)
-            return bool(recursion_kernels.expect(self._dims, p.x, f, *given, out[p.rows]))
+            given = (self._box, stage.coefficients, self._bounds)
+            if kept is None:
+                return bool(recursion_kernels.expect(self._dims, p.x, f, *jumps.given, *given, out[p.rows]))
+            masked = (*kept.given(stage), p.rows.start // p.line)
+            return bool(recursion_masks.expect(p.x, f, *masked, *given, stage.nodal, out[p.rows]))
 
         if not all(threads.each(part, points)):
             out[:] = np.nan
@@ -108,30 +118,39 @@ class MultiplicativeLayers(SplineLayers):
 
     def transposed(self, layer: int, stage: Stage | None, cotangent: np.ndarray) -> np.ndarray:
         points, weights, fields = self._layer(layer)
-        jumps, spline, dims = self._layers[layer], self._grid.spline, self._dims
+        jumps, kept, dims = self._layers[layer], self._masks[layer], self._dims
         d_fields = self._d_field
-        d_coefficients, d_nodal = self._accumulators
+        sums = self._accumulators[: 4 if kept is not None and kept.alone else 2]
         found = [w[:, layer] for w in self._gradient]
         if stage is not None:
             self._bound(stage)
 
         def part(number: int) -> None:
             p = points[number]
-            f, d_f, into = p.of(fields), p.of(d_fields), (d_coefficients[number], d_nodal[number])
+            f, d_f, into = p.of(fields), p.of(d_fields), [array[number] for array in sums]
             if stage is None:
                 d_f[:] = self._terminal.transposed(p.x, f, jumps, cotangent[p.rows])
             else:
                 for array in into:
                     array.fill(0.0)
-                given = (*jumps.given, self._box, stage.coefficients, self._bounds, stage.nodal)
-                recursion_kernels.expect_transposed(dims, p.x, f, *given, cotangent[p.rows], d_f, *into)
+                given = (self._box, stage.coefficients, self._bounds, stage.nodal, cotangent[p.rows], d_f)
+                if kept is None:
+                    recursion_kernels.expect_transposed(dims, p.x, f, *jumps.given, *given, *into)
+                else:
+                    masked = (*kept.given(stage), p.rows.start // p.line)
+                    into += NEITHER if len(into) == 2 else ()
+                    recursion_masks.expect_transposed(p.x, f, *masked, *given, *into)
             recursion_field.differentiate(dims, *weights, p.x, p.line, d_f, *(w[number] for w in found))
 
         threads.each(part, range(len(points)))
         if stage is None:
             return np.zeros((0, 2))
-        result = spline.coefficients_transposed(_total(d_coefficients[: len(points)]))
-        result += _total(d_nodal[: len(points)])
+        d_coefficients, d_nodal, *along = (_total(array[: len(points)]) for array in sums)
+        if along:
+            result = masked_stage_transposed(self._spline, d_coefficients, *along)
+        else:
+            result = self._spline.coefficients_transposed(d_coefficients)
+        result += d_nodal
         return result
 
     @cached_property
@@ -139,10 +158,11 @@ class MultiplicativeLayers(SplineLayers):
         return np.asarray(self._grid.fields(1)[0])
 
     @cached_property
-    def _accumulators(self) -> tuple[np.ndarray, np.ndarray]:
-        """Derivatives by coefficients and nodal values, for every part of the nodes."""
-        count, spline, take = len(self._grid.nodes), self._grid.spline, self._grid.pool.take
-        return take(count, spline.size, 2), take(count, len(spline.nodes), 2)
+    def _accumulators(self) -> list[np.ndarray]:
+        """By coefficients, nodal values, those along one axis: derivatives of each part of the nodes."""
+        count, spline, take = len(self._grid.nodes), self._spline, self._grid.pool.take
+        along = [(spline.cells + 1, spline.cells + 3, 2)] * 2 if self._alone else []
+        return [take(count, *shape) for shape in ((spline.size, 2), (len(spline.nodes), 2), *along)]
 
     @cached_property
     def _gradient(self) -> list[np.ndarray]:

@@ -45,8 +45,8 @@ _0, _1, _2, _3, _4, _8, _12 = (np.uint64(n) for n in (0, 1, 2, 3, 4, 8, 12))
 
 
 @kernel
-def _locate(x, f, start, size, shift, grid, first, cell, place, factor):  # type: ignore[no-untyped-def]
-    # along one axis, for one number: cells, places within them, and what a derivative by f is multiplied by
+def locate(x, f, start, size, shift, grid, first, cell, place, factor):  # type: ignore[no-untyped-def]
+    """Along one axis, for one number: cells, places in them, and what a derivative by f is multiplied by."""
     lower, spacing, cells = grid
     inverse, upper, last = 1.0 / spacing, lower + spacing * cells, cells - 1.0
     for q in range(size):
@@ -62,12 +62,8 @@ def _locate(x, f, start, size, shift, grid, first, cell, place, factor):  # type
 
 
 @kernel
-def _locate_all(dims, points, f, shifts, grid, start, size, cell, place, factor, taps):  # type: ignore[no-untyped-def]
-    values = np.uint64(len(shifts))
-    for a in range(np.uint64(len(dims))):
-        for v in range(values):
-            first = (a * values + v) * np.uint64(BLOCK)
-            _locate(points[a], f[a], start, size, shifts[v], grid, first, cell, place, factor)
+def splines(place, taps):  # type: ignore[no-untyped-def]
+    """The four B-splines at places (N,) in their cells, into taps (N, 4)."""
     p0, p1, p2, p3 = load4(_SPLINES, _0), load4(_SPLINES, _4), load4(_SPLINES, _8), load4(_SPLINES, _12)
     for k in range(np.uint64(len(place))):
         s = place[k]
@@ -75,12 +71,37 @@ def _locate_all(dims, points, f, shifts, grid, start, size, cell, place, factor,
 
 
 @kernel
-def _row(c, origin, stride, taps, k):  # type: ignore[no-untyped-def]
-    # four rows of eight coefficients, each times its B-spline
+def derivatives(place, factor, slopes):  # type: ignore[no-untyped-def]
+    """Their derivatives by f, into slopes (N, 4)."""
+    p0, p1, p2 = load4(_SLOPES, _0), load4(_SLOPES, _4), load4(_SLOPES, _8)
+    for k in range(np.uint64(len(place))):
+        s = place[k]
+        store(slopes, _4 * k, times(plus_times(p0, plus_times(p1, p2, s), s), factor[k]))
+
+
+@kernel
+def _locate_all(dims, points, f, shifts, grid, start, size, cell, place, factor, taps):  # type: ignore[no-untyped-def]
+    values = np.uint64(len(shifts))
+    for a in range(np.uint64(len(dims))):
+        for v in range(values):
+            first = (a * values + v) * np.uint64(BLOCK)
+            locate(points[a], f[a], start, size, shifts[v], grid, first, cell, place, factor)
+    splines(place, taps)
+
+
+@kernel
+def row_of(c, origin, stride, taps, k):  # type: ignore[no-untyped-def]
+    """Four rows of eight coefficients, each times its B-spline."""
     total = times(load8(c, origin), taps[k, 0])
     total = plus_times(total, load8(c, origin + stride), taps[k, 1])
     total = plus_times(total, load8(c, origin + _2 * stride), taps[k, 2])
     return plus_times(total, load8(c, origin + _3 * stride), taps[k, 3])
+
+
+@kernel
+def limit(value, bounds, cell):  # type: ignore[no-untyped-def]
+    """Both classes' value, kept within a cell's bounds."""
+    return smaller(larger(value, load2(bounds, _4 * cell)), load2(bounds, _4 * cell + _2))
 
 
 @kernel
@@ -124,16 +145,15 @@ def expect(dims, points, f, shifts, table, weights, grid, c, bounds, out):  # ty
                 if len(dims) == 1:
                     row = load8(c, origin)
                 elif len(dims) == 2:
-                    row = _row(c, origin, stride, taps, i)
+                    row = row_of(c, origin, stride, taps, i)
                 else:
                     j = table[o, 1] + q
-                    row = times(_row(c, origin, stride, taps, j), taps[i, 0])
+                    row = times(row_of(c, origin, stride, taps, j), taps[i, 0])
                     for r in range(_1, _4):
-                        row = plus_times(row, _row(c, origin + r * plane, stride, taps, j), taps[i, r])
+                        row = plus_times(row, row_of(c, origin + r * plane, stride, taps, j), taps[i, r])
                 value = pair_sum(times(row, twice(load4(taps, _4 * k))))
                 if limited:
-                    least, most = load2(bounds, _4 * corner), load2(bounds, _4 * corner + _2)
-                    value = smaller(larger(value, least), most)
+                    value = limit(value, bounds, corner)
                 total = plus_times(total, value, weights[o])
             store(out, _2 * (start + q), total)
     return True
@@ -170,8 +190,8 @@ def bound(dims, nodal, bounds):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _both(c, origin, stride, taps, slopes, k):  # type: ignore[no-untyped-def]
-    # `_row`, and the same with the derivatives of the B-splines
+def both_of(c, origin, stride, taps, slopes, k):  # type: ignore[no-untyped-def]
+    """`row_of`, and the same with the derivatives of the B-splines."""
     r0, r1 = load8(c, origin), load8(c, origin + stride)
     r2, r3 = load8(c, origin + _2 * stride), load8(c, origin + _3 * stride)
     row = plus_times(plus_times(times(r0, taps[k, 0]), r1, taps[k, 1]), r2, taps[k, 2])
@@ -180,25 +200,33 @@ def _both(c, origin, stride, taps, slopes, k):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _add_row(d_c, origin, stride, taps, k, row):  # type: ignore[no-untyped-def]
-    # the transpose of `_row`
+def add_row(d_c, origin, stride, taps, k, row):  # type: ignore[no-untyped-def]
+    """The transpose of `row_of`."""
     for i in range(_4):
         at = origin + i * stride
         store(d_c, at, plus_times(load8(d_c, at), row, taps[k, i]))
 
 
 @kernel
-def _add_limited(dims, nodal, node, cells, label, value, pull, d_nodal):  # type: ignore[no-untyped-def]
-    # a limited value is that of a corner of its cell: the first that has it
-    for i in range(1 << len(dims)):
-        at, rest, step = node, i, _1
-        for _ in range(len(dims)):
-            at += step * np.uint64(rest & 1)
-            rest >>= 1
-            step *= cells + _1
-        if nodal[at, label] == value:
-            d_nodal[at, label] += pull
-            return
+def add_limited(dims, nodal, node, cells, value, kept, pair, d_nodal):  # type: ignore[no-untyped-def]
+    """Both classes' derivatives `pair` by a value that was limited to `kept`, to where that comes from.
+
+    It does not move with the departure point: `pair` keeps what still does. node: the cell's first corner.
+    """
+    for label in range(_2):
+        of = number(kept, label)
+        if number(value, label) != of:
+            # that of a corner of its cell: the first that has it
+            for i in range(1 << len(dims)):
+                at, rest, step = node, i, _1
+                for _ in range(len(dims)):
+                    at += step * np.uint64(rest & 1)
+                    rest >>= 1
+                    step *= cells + _1
+                if nodal[at, label] == of:
+                    d_nodal[at, label] += pair[label]
+                    break
+            pair[label] = 0.0
 
 
 @kernel
@@ -215,10 +243,7 @@ def expect_transposed(  # type: ignore[no-untyped-def]
     for start in range(_0, count, np.uint64(BLOCK)):
         size = min(np.uint64(BLOCK), count - start)
         _locate_all(dims, points, f, shifts, grid, start, size, cell, place, factor, taps)
-        p0, p1, p2 = load4(_SLOPES, _0), load4(_SLOPES, _4), load4(_SLOPES, _8)
-        for k in range(np.uint64(entries)):
-            s = place[k]
-            store(slopes, _4 * k, times(plus_times(p0, plus_times(p1, p2, s), s), factor[k]))
+        derivatives(place, factor, slopes)
         for q in range(size):
             own = load2(cotangent, _2 * (start + q))
             all_own = repeated(own)
@@ -231,28 +256,23 @@ def expect_transposed(  # type: ignore[no-untyped-def]
                     row = load8(c, origin)
                     slope = other = row
                 elif len(dims) == 2:
-                    row, slope = _both(c, origin, stride, taps, slopes, i)
+                    row, slope = both_of(c, origin, stride, taps, slopes, i)
                     other = row
                 else:
-                    line, tilt = _both(c, origin, stride, taps, slopes, j)
+                    line, tilt = both_of(c, origin, stride, taps, slopes, j)
                     row, slope = times(line, taps[i, 0]), times(line, slopes[i, 0])
                     other = times(tilt, taps[i, 0])
                     for r in range(_1, _4):
-                        line, tilt = _both(c, origin + r * plane, stride, taps, slopes, j)
+                        line, tilt = both_of(c, origin + r * plane, stride, taps, slopes, j)
                         row, slope = plus_times(row, line, taps[i, r]), plus_times(slope, line, slopes[i, r])
                         other = plus_times(other, tilt, taps[i, r])
                 pull = times(all_own, weights[o])
                 if limited:
                     value = pair_sum(times(row, across))
-                    kept = smaller(larger(value, load2(bounds, _4 * corner)), load2(bounds, _4 * corner + _2))
+                    kept = limit(value, bounds, corner)
                     if differ(value, kept):
-                        # such a value does not move with the departure point
                         store(pair, _0, times(own, weights[o]))
-                        for label in range(_2):
-                            if number(value, label) != number(kept, label):
-                                of = number(kept, label)
-                                _add_limited(dims, nodal, node, cells, label, of, pair[label], d_nodal)
-                                pair[label] = 0.0
+                        add_limited(dims, nodal, node, cells, value, kept, pair, d_nodal)
                         pull = repeated(load2(pair, _0))
                 total0 = plus_times(total0, times(row, pull), twice(load4(slopes, _4 * k)))
                 across = times(across, pull)
@@ -260,11 +280,11 @@ def expect_transposed(  # type: ignore[no-untyped-def]
                     store(d_c, origin, plus_times(load8(d_c, origin), across, 1.0))
                 elif len(dims) == 2:
                     total1 = plus_times(total1, slope, across)
-                    _add_row(d_c, origin, stride, taps, i, across)
+                    add_row(d_c, origin, stride, taps, i, across)
                 else:
                     total1, total2 = plus_times(total1, slope, across), plus_times(total2, other, across)
                     for r in range(_4):
-                        _add_row(d_c, origin + r * plane, stride, taps, j, times(across, taps[i, r]))
+                        add_row(d_c, origin + r * plane, stride, taps, j, times(across, taps[i, r]))
             last = len(dims) - 1
             store(pair, _0, pair_sum(total0))
             d_f[last, start + q] = pair[0] + pair[1]

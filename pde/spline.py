@@ -38,21 +38,30 @@ class TensorSpline:
 
     def coefficients(self, values: np.ndarray) -> np.ndarray:
         """Coefficients (size, 2) of the spline with these values (nodes, 2)."""
-        return self._along_axes(values, solve, self.cells + 1, self.cells + 3)
+        # an axis that is solved goes behind the others: after d of them all are in place again
+        for _ in range(self.dim):
+            values = self.along(values)
+        return values.reshape(-1, 2)
 
     def coefficients_transposed(self, cotangent: np.ndarray) -> np.ndarray:
         """The transpose of `coefficients`: (size, 2) to (nodes, 2)."""
-        return self._along_axes(cotangent, solve_transposed, self.cells + 3, self.cells + 1)
-
-    def _along_axes(
-        self, values: np.ndarray, kernel: Callable[..., None], rows: int, into: int
-    ) -> np.ndarray:
-        # the kernels put the axis they solve along behind the others: after d of them all are in place again
         for _ in range(self.dim):
-            flat = np.ascontiguousarray(values).reshape(rows, -1)
-            values = np.empty((flat.shape[1] // 2, into, 2))
-            kernel(flat, self._elimination, values)
-        return values.reshape(-1, 2)
+            cotangent = self.along_transposed(cotangent)
+        return cotangent.reshape(-1, 2)
+
+    def along(self, values: np.ndarray) -> np.ndarray:
+        """Coefficients along the first of values' axes (n + 1, M, 2), which goes behind the others."""
+        return self._solved(values, solve, self.cells + 1, self.cells + 3)
+
+    def along_transposed(self, cotangent: np.ndarray) -> np.ndarray:
+        """The transpose, that axis again going behind: (n + 3, M, 2) to (M, n + 1, 2)."""
+        return self._solved(cotangent, solve_transposed, self.cells + 3, self.cells + 1)
+
+    def _solved(self, values: np.ndarray, kernel: Callable[..., None], rows: int, into: int) -> np.ndarray:
+        flat = np.ascontiguousarray(values).reshape(rows, -1)
+        found = np.empty((flat.shape[1] // 2, into, 2))
+        kernel(flat, self._elimination, found)
+        return found
 
 
 # Kernels for d = 1, 2, 3: `grid` is an empty array of d axes, which makes d a constant to the compiler.
