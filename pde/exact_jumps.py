@@ -89,7 +89,8 @@ def _linear(network: ResidualNetwork, noise: LinearNoise, factors: Multiples, ga
             places, products = product_rule(np.arange(len(values)), weights, units, noise.kind)
             places = np.broadcast_to(places, (len(products), network.dim))
             combinations, last = Combinations(places, products, len(values)), law
-        result.append(Jumps(means[layer] + spreads[layer] * values, combinations))
+            shifts = means[:, None] + spreads[:, None] * values
+        result.append(Jumps(shifts[layer], combinations))
     return result
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from kolmo.kernel import kernel
 from kolmo.pde.recursion_vectors import load2, store
 
-#: columns solved side by side, which stay in the first cache
-_COLUMNS = 32
+#: columns solved side by side, which stay in the first cache: rows of a power of two would share its sets
+_COLUMNS = 44
 _0, _1, _2, _3 = (np.uint64(n) for n in range(4))
 
 
