@@ -13,7 +13,7 @@ from kolmo.pde.spline import TensorSpline
 #: what is zero, relative to the other number
 _ROUNDING = 4 * np.finfo(float).eps
 #: no coefficients along one axis
-NEITHER = (np.empty((0, 0, 2)), np.empty((0, 0, 2)))
+NONE = np.empty((0, 0, 2))
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Masks:
     def given(self, stage: Stage) -> tuple[object, ...]:
         """As `recursion_masks` takes them, with what it needs along one axis."""
         if not self.alone:
-            return self.shift, self.weights, *NEITHER
+            return self.shift, self.weights, NONE, NONE
         assert isinstance(stage, MaskedStage)
         return self.shift, self.weights, stage.first, stage.last
 

@@ -19,7 +19,7 @@ from kolmo.network import ResidualNetwork
 from kolmo.pde import recursion_field, recursion_kernels, recursion_masks
 from kolmo.pde.exact_jumps import Jumps, terminal
 from kolmo.pde.exact_layers import SplineLayers, Stage, pieces
-from kolmo.pde.exact_masks import NEITHER, masked_stage, masked_stage_transposed, masks
+from kolmo.pde.exact_masks import NONE, masked_stage, masked_stage_transposed, masks
 from kolmo.pde.pool import Pool
 from kolmo.pde.spline import TensorSpline
 
@@ -120,7 +120,8 @@ class MultiplicativeLayers(SplineLayers):
         points, weights, fields = self._layer(layer)
         jumps, kept, dims = self._layers[layer], self._masks[layer], self._dims
         d_fields = self._d_field
-        sums = self._accumulators[: 4 if kept is not None and kept.alone else 2]
+        alone = kept is not None and kept.alone
+        sums, d_last = self._accumulators[: 3 if alone else 2], self._d_last if alone else NONE
         found = [w[:, layer] for w in self._gradient]
         if stage is not None:
             self._bound(stage)
@@ -138,16 +139,16 @@ class MultiplicativeLayers(SplineLayers):
                     recursion_kernels.expect_transposed(dims, p.x, f, *jumps.given, *given, *into)
                 else:
                     masked = (*kept.given(stage), p.rows.start // p.line)
-                    into += NEITHER if len(into) == 2 else ()
-                    recursion_masks.expect_transposed(p.x, f, *masked, *given, *into)
+                    along = (*into[2:], d_last) if alone else (NONE, NONE)
+                    recursion_masks.expect_transposed(p.x, f, *masked, *given, *into[:2], *along)
             recursion_field.differentiate(dims, *weights, p.x, p.line, d_f, *(w[number] for w in found))
 
         threads.each(part, range(len(points)))
         if stage is None:
             return np.zeros((0, 2))
-        d_coefficients, d_nodal, *along = (_total(array[: len(points)]) for array in sums)
-        if along:
-            result = masked_stage_transposed(self._spline, d_coefficients, *along)
+        d_coefficients, d_nodal, *d_first = (_total(array[: len(points)]) for array in sums)
+        if alone:
+            result = masked_stage_transposed(self._spline, d_coefficients, d_first[0], d_last)
         else:
             result = self._spline.coefficients_transposed(d_coefficients)
         result += d_nodal
@@ -159,10 +160,15 @@ class MultiplicativeLayers(SplineLayers):
 
     @cached_property
     def _accumulators(self) -> list[np.ndarray]:
-        """By coefficients, nodal values, those along one axis: derivatives of each part of the nodes."""
+        """By coefficients, nodal values, those along the first axis: derivatives by parts of the nodes."""
         count, spline, take = len(self._grid.nodes), self._spline, self._grid.pool.take
-        along = [(spline.cells + 1, spline.cells + 3, 2)] * 2 if self._alone else []
+        along = [(spline.cells + 1, spline.cells + 3, 2)] if self._alone else []
         return [take(count, *shape) for shape in ((spline.size, 2), (len(spline.nodes), 2), *along)]
+
+    @cached_property
+    def _d_last(self) -> np.ndarray:
+        """Derivatives by coefficients along the last axis: each part of the nodes has lines of its own."""
+        return self._grid.pool.take(self._spline.cells + 1, self._spline.cells + 3, 2)
 
     @cached_property
     def _gradient(self) -> list[np.ndarray]:

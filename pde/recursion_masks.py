@@ -116,7 +116,7 @@ def expect_transposed(  # type: ignore[no-untyped-def]
     points, f, shift, weights, first, last, line, grid, c, bounds, nodal, cotangent,
     d_f, d_c, d_nodal, d_first, d_last,
 ):  # fmt: skip
-    """Derivatives of sum(cotangent * expectations): into d_f (2, Q), added to the others."""
+    """Derivatives of sum(cotangent * expectations): into d_f (2, Q), lines of d_last, added to the rest."""
     cells, count = np.uint64(grid[2]), np.uint64(points.shape[1])
     size, row = cells + _1, cells + _3
     limited, alone = len(bounds) > 0, len(last) > 0
@@ -128,6 +128,8 @@ def expect_transposed(  # type: ignore[no-untyped-def]
         on = _cell(i, cells)
         _locate_line(points, f, start, size, shift, grid, cell, place, factor, taps)
         derivatives(place, factor, slopes)
+        if alone:
+            d_last[i] = 0.0
         for q in range(size):
             k, m, n = np.uint64(cell[q]), np.uint64(cell[size + q]), _cell(q, cells)
             own, node = load2(cotangent, _2 * (start + q)), _2 * (i * size + q)
