@@ -29,6 +29,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 #: warnings of libraries about themselves, on their first use: message, category, module
 THEIRS = (
     r".*torch\.jit.*:DeprecationWarning",  # torch's forward-mode differentiation warns of torch's scripting
+    r".*torch\.jit.*:FutureWarning",  # the same from Python 3.14 on
     r":DeprecationWarning:ffcx",  # FFCx, cffi and setuptools while a form is compiled, never from its cache
     r":DeprecationWarning:(cffi|setuptools|distutils|_distutils_hack|pkg_resources)",
     r"unclosed file.*libffcx:ResourceWarning",
@@ -39,6 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     for warning in THEIRS:
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that run dolfinx: those with its fixture, or with it as their backend."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        backend = callspec.params.get("backend") if callspec is not None else None
+        if backend == "dolfinx" or "dolfinx" in getattr(item, "fixturenames", ()):
+            item.add_marker("needs_dolfinx")
 
 
 @pytest.fixture(params=["skfem", "dolfinx"], scope="session")
