@@ -80,6 +80,27 @@ def vector_space(mesh: Any) -> Any:
     return fem.VectorFunctionSpace(mesh, ("Lagrange", 1))
 
 
+def constant_space(mesh: Any, size: int) -> Any:
+    """Vectors of this size, constant on each cell."""
+    from dolfinx import fem
+
+    if hasattr(fem, "functionspace"):
+        return fem.functionspace(mesh, ("DG", 0, (size,)))
+    return fem.VectorFunctionSpace(mesh, ("DG", 0), dim=size)
+
+
+def colliding_cells(mesh: Any, points: np.ndarray) -> Any:
+    """Adjacency list: the cells of this process that contain each of points (M, 3)."""
+    from dolfinx import geometry
+
+    dim = mesh.topology.dim
+    if hasattr(geometry, "bb_tree"):
+        candidates = geometry.compute_collisions_points(geometry.bb_tree(mesh, dim), points)
+    else:
+        candidates = geometry.compute_collisions(geometry.BoundingBoxTree(mesh, dim), points)
+    return geometry.compute_colliding_cells(mesh, candidates, points)
+
+
 @contextmanager
 def xdmf_writer(mesh: Any, path: Path) -> Iterator[Callable[[Any, float], None]]:
     """Write the mesh, then functions with their times, to an XDMF file and its HDF5 neighbour."""

@@ -139,11 +139,7 @@ class TutorialDolfinx:
 
         task, half = self.task, 0.5 * self.task.step / self.steps
         size, d, m = 2 * task.width * task.dim + task.width, task.dim, task.width
-        if hasattr(fem, "functionspace"):
-            constants = fem.functionspace(self.domain, ("DG", 0, (size,)))
-        else:
-            constants = fem.VectorFunctionSpace(self.domain, ("DG", 0), dim=size)
-        theta = fem.Function(constants)
+        theta = fem.Function(compat.constant_space(self.domain, size))
         W = ufl.as_matrix([[theta[i * d + j] for j in range(d)] for i in range(m)])
         b = ufl.as_vector([theta[m * d + i] for i in range(m)])
         V = ufl.as_matrix([[theta[m * d + m + i * m + j] for j in range(m)] for i in range(d)])
@@ -218,12 +214,5 @@ def box(dim: int, cells: int, half_width: float) -> Any:
 
 def containing(domain: Any, points: np.ndarray) -> np.ndarray:
     """The first cell that contains each of points (M, 3)."""
-    from dolfinx import geometry
-
-    if hasattr(geometry, "bb_tree"):
-        candidates = geometry.compute_collisions_points(geometry.bb_tree(domain, domain.topology.dim), points)
-    else:
-        tree = geometry.BoundingBoxTree(domain, domain.topology.dim)
-        candidates = geometry.compute_collisions(tree, points)
-    found = geometry.compute_colliding_cells(domain, candidates, points)
+    found = compat.colliding_cells(domain, points)
     return np.array([found.links(i)[0] for i in range(len(points))], dtype=np.int32)
