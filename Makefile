@@ -3,7 +3,7 @@
 #   make setup       .venv with Kolmo and its tests' tools (quick when done already)
 #   make test        the quick tests                       ARGS='-k mesh' passes on to pytest
 #   make test-all    the slow ones too
-#   make test-compat the finite-element tests with the dolfinx of Debian 12, 13 and sid, in throw-away roots
+#   make test-compat the tests that run dolfinx, with that of Debian 12, 13 and sid, in throw-away roots
 #   make lint        ruff and mypy
 #   make docs        the documentation as a site, offline, into build/site
 #   make reproduce   every result, into runs/reproduce     ARGS=--quick for the small version
