@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -105,7 +106,9 @@ def _header(member: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dt
             warnings.simplefilter("error")  # of headers that only Python 2 wrote
             shape, fortran, dtype = read(stream)
     # the parser is Python's own for literals, with all that it may raise
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, Warning) as error:
+    except (
+        ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError, Warning,
+    ) as error:  # fmt: skip
         raise InputError(f"{where} has a header that is not numpy's") from error
     if dtype.hasobject:
         raise InputError(f"{where} is pickled: not an npz file of plain arrays")
