@@ -215,7 +215,13 @@ def _by_tao(kind: str, objective: Objective, start: np.ndarray, options: Options
         tao.setInitialTrustRegionRadius(options.radius)
         tao.getKSP().setTolerances(rtol=0.1, max_it=options.inner)
     tao.setSolution(theta)
-    tao.solve()
+    try:
+        tao.solve()
+    except PETSc.Error as error:  # petsc4py wraps, from 3.25 at the latest, what a callback raises
+        cause: BaseException = error
+        while isinstance(cause, PETSc.Error) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise cause from None
     return np.asarray(theta.getArray()).copy()
 
 
