@@ -105,7 +105,7 @@ class Inner(Objective):
         before, theta = self.products, self.theta
         outer = validation()
         pulled = torch.autograd.grad(outer, list(self.network.parameters()), materialize_grads=True)
-        right = torch.cat([g.reshape(-1) for g in pulled]).numpy()
+        right = torch.cat([g.reshape(-1) for g in pulled]).detach().numpy()
         slope = self.value_and_gradient(theta)[1]
         product = self.hessian(theta)
         assert self._joint is not None

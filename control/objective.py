@@ -109,7 +109,7 @@ class Objective:
                 parts = torch.autograd.grad(
                     along, self._parameters, retain_graph=True, materialize_grads=True
                 )
-                found = found + torch.cat([p.reshape(-1) for p in parts]).numpy()
+                found = found + torch.cat([p.reshape(-1) for p in parts]).detach().numpy()
             _finite(float(np.abs(found).max()))
             return found
 

@@ -130,9 +130,10 @@ class Curvature:
                 materialize_grads=True,
             )
         )
-        changes = self._along([t.numpy() for t in tangents])
+        # torch up to 2.6 at least lets the zeros it materialises require gradients
+        changes = self._along([t.detach().numpy() for t in tangents])
         pulled = self._gradient([torch.from_numpy(c) for c in changes])
-        return np.asarray((pulled + by_weights).numpy())
+        return np.asarray((pulled + by_weights).detach().numpy())
 
     def _gradient(self, pull: list[Tensor], create_graph: bool = False) -> Tensor:
         """The gradient of <outputs, pull> by the weights, in one vector."""
