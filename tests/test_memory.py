@@ -137,6 +137,7 @@ def test_the_states_take_what_was_estimated(dim: int, cells: int) -> None:
         steps = list(
             equation.steps(found.drift.numpy(), found.diffusion.numpy(), equation.problem.network.step)
         )
+    march.backward(equation.space, steps, equation.terminal)  # compiles
     tracemalloc.start()
     kept = march.backward(equation.space, steps, equation.terminal)
     size = tracemalloc.get_traced_memory()[0]
