@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import http.client
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +20,7 @@ import torch
 from kolmo.cli import main
 from kolmo.errors import InputError
 from kolmo.explicit import explicit_penalty
-from kolmo.explore import pixels
+from kolmo.explore import pixels, work
 from kolmo.explore.model import TIMES, Lesson, Step, StoppedError, train
 from kolmo.explore.settings import DATA, NOISES, RANGES, Settings
 from kolmo.explore.work import News, Worker
@@ -344,3 +348,37 @@ def test_missing_libraries_are_named_with_the_remedy(
     monkeypatch.setattr("kolmo.explore.command.find_spec", lambda name: None)
     assert main(["explore"]) == 2
     assert capsys.readouterr().err == "kolmo: explore: panel is not installed; pip install 'kolmo[explore]'\n"
+
+
+def test_threads_come_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training stops after its present step; what does not stop is said."""
+    monkeypatch.setattr(work, "_threads", [])
+    monkeypatch.setattr(work, "_ending", threading.Event())
+    told = Told()
+    worker = Worker(call, told.news)
+    assert worker.start(dataclasses.replace(SMALL, iterations=200)) and told.first.wait(60)
+    assert work.end(60.0) and not worker.busy and not told.lessons
+    release = threading.Event()
+    work.start(release.wait)
+    assert not work.end(0.05)
+    release.set()
+    assert work.end(60.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 1.0, 3.0])
+def test_ctrl_c_while_something_is_computed(delay: float) -> None:
+    """The interpreter is not aborted by a thread of its own."""
+    command = [sys.executable, "-m", "kolmo.cli", "explore", "--no-browser"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        # shells let what they run in the background ignore Ctrl-C, and it would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None and process.stdout.readline().startswith("kolmo: the page is at")
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (0, "kolmo: the page is closed\n")

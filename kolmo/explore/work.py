@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from kolmo.errors import KolmoError
 from kolmo.explore.model import Frames, Lesson, Step, StoppedError, train
@@ -33,12 +35,35 @@ class News:
 
 #: held while libraries are loaded, which two threads at once may fail at
 _loading = threading.Lock()
+#: threads that were started, and whether all are to come to their end
+_threads: list[threading.Thread] = []
+_ending = threading.Event()
+
+
+def start(function: Callable[..., None], *arguments: Any) -> None:
+    """function(*arguments) on a thread of its own."""
+    _threads[:] = [t for t in _threads if t.is_alive()]
+    _threads.append(threading.Thread(target=function, args=arguments, daemon=True, name="kolmo-explore"))
+    _threads[-1].start()
+
+
+def end(seconds: float) -> bool:
+    """Have all threads stop; whether they did within these seconds.
+
+    An interpreter that ends while one of them computes is aborted by it.
+    """
+    _ending.set()
+    last = time.monotonic() + seconds
+    for thread in _threads:
+        thread.join(max(0.0, last - time.monotonic()))
+    return not any(thread.is_alive() for thread in _threads)
 
 
 def prepare() -> None:
     """Load libraries and compiled kernels: the first training takes seconds less."""
-    with _loading, contextlib.suppress(KolmoError):  # whatever comes of it, nobody sees it
-        train(Settings(points=20, depth=4, cells=16, iterations=1))
+    # whatever comes of it, nobody sees it
+    with _loading, contextlib.suppress(KolmoError, StoppedError):
+        train(Settings(points=20, depth=4, cells=16, iterations=1), stop=_ending.is_set)
 
 
 class Worker:
@@ -61,7 +86,7 @@ class Worker:
             return False
         self._busy.set()
         self._stop.clear()
-        threading.Thread(target=self._run, args=(settings,), daemon=True, name="kolmo-explore").start()
+        start(self._run, settings)
         return True
 
     def stop(self) -> None:
@@ -83,7 +108,7 @@ class Worker:
             with _loading:
                 pass  # wait for the end of it
             with section("explore"):
-                lesson = train(settings, self._step, self._stop.is_set)
+                lesson = train(settings, self._step, lambda: self._stop.is_set() or _ending.is_set())
         except StoppedError:
             self._end("Stopped. What is shown is the last result.", False)
         except KolmoError as error:
@@ -110,7 +135,7 @@ class Worker:
     def _look(self, lesson: Lesson) -> None:
         """All strengths that the slider has, ahead of it, the nearest first."""
         for rate in sorted(RATES, key=lambda r: abs(r - lesson.settings.rate)):
-            if self._closed.is_set() or self.busy or self._latest is not lesson:
+            if self._closed.is_set() or _ending.is_set() or self.busy or self._latest is not lesson:
                 return
             try:
                 found = lesson.at(rate)
