@@ -17,26 +17,27 @@ _ONE = np.uint64(1)
 
 
 @kernel
+def _row(starts, columns, data, u, r, first, second):  # type: ignore[no-untyped-def]
+    # (first, second) plus row r of A u for a matrix in compressed rows
+    for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
+        c, entry = columns[k], data[k]
+        first += entry * u[c, 0]
+        second += entry * u[c, 1]
+    return first, second
+
+
+@kernel
 def product(starts, columns, data, u, out):  # type: ignore[no-untyped-def]
-    """out (Q, 2) = A u for a matrix in compressed rows."""
+    """out (Q, 2) = A u."""
     for r in range(np.uint64(len(out))):
-        first, second = 0.0, 0.0
-        for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
-            c, entry = columns[k], data[k]
-            first += entry * u[c, 0]
-            second += entry * u[c, 1]
-        out[r, 0], out[r, 1] = first, second
+        out[r, 0], out[r, 1] = _row(starts, columns, data, u, r, 0.0, 0.0)
 
 
 @kernel
 def _scaled(starts, columns, data, scale, u, out):  # type: ignore[no-untyped-def]
     # out = scale (A u)
     for r in range(np.uint64(len(out))):
-        first, second = 0.0, 0.0
-        for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
-            c, entry = columns[k], data[k]
-            first += entry * u[c, 0]
-            second += entry * u[c, 1]
+        first, second = _row(starts, columns, data, u, r, 0.0, 0.0)
         out[r, 0], out[r, 1] = scale[r] * first, scale[r] * second
 
 
@@ -44,11 +45,7 @@ def _scaled(starts, columns, data, scale, u, out):  # type: ignore[no-untyped-de
 def _corrected(starts, columns, data, share, y, u, out):  # type: ignore[no-untyped-def]
     # out = share (y + A u)
     for r in range(np.uint64(len(out))):
-        first, second = y[r, 0], y[r, 1]
-        for k in range(np.uint64(starts[r]), np.uint64(starts[r + _ONE])):
-            c, entry = columns[k], data[k]
-            first += entry * u[c, 0]
-            second += entry * u[c, 1]
+        first, second = _row(starts, columns, data, u, r, y[r, 0], y[r, 1])
         out[r, 0], out[r, 1] = share * first, share * second
 
 
