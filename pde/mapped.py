@@ -14,6 +14,7 @@ The tests assemble the same matrices by each backend's own forms and quadrature.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -176,9 +177,8 @@ class MappedGenerator(Generator):
 
     def __init__(self, space: MappedSpace, data: np.ndarray, rate: float) -> None:
         self._space, self.data, self._rate = space, data, rate
-        self._transposed: np.ndarray | None = None
 
-    @property
+    @cached_property
     def matrix(self) -> sp.csr_matrix:
         """K as a CSR matrix."""
         return self._space.matrix(self.data)
@@ -186,15 +186,17 @@ class MappedGenerator(Generator):
     def apply(self, u: np.ndarray) -> np.ndarray:
         return self.matrix @ u
 
-    @property
+    @cached_property
     def transposed(self) -> np.ndarray:
         """The entries of K^T."""
-        if self._transposed is None:
-            self._transposed = self._space.mirrored(self.data)
-        return self._transposed
+        return self._space.mirrored(self.data)
+
+    @cached_property
+    def _transposed_matrix(self) -> sp.csr_matrix:
+        return self._space.matrix(self.transposed)
 
     def transpose(self, p: np.ndarray) -> np.ndarray:
-        return self._space.matrix(self.transposed) @ p
+        return self._transposed_matrix @ p
 
     def rate(self) -> float:
         return self._rate
